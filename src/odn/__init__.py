@@ -1,0 +1,64 @@
+"""Optimally Deep Networks: find the shallowest network that holds a target accuracy on your data.
+
+The names below are imported when they are first used, so that ``import odn`` and ``odn --help`` do not load torch.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from odn.artifact import Artifact as Artifact
+    from odn.artifact import export as export
+    from odn.artifact import load as load
+    from odn.config import AugmentConfig as AugmentConfig
+    from odn.config import DataConfig as DataConfig
+    from odn.config import ExpandConfig as ExpandConfig
+    from odn.config import FinetuneConfig as FinetuneConfig
+    from odn.config import TrainConfig as TrainConfig
+    from odn.data import load_data as load_data
+    from odn.errors import OdnError as OdnError
+    from odn.errors import UsageError as UsageError
+    from odn.expansion import expand as expand
+    from odn.extraction import extract as extract
+    from odn.extraction import finetune as finetune
+    from odn.network import NetworkSpec as NetworkSpec
+    from odn.network import PartitionedNetwork as PartitionedNetwork
+    from odn.network import partition as partition
+    from odn.report import report as report
+    from odn.stopping import decide as decide
+
+_HOME = {
+    "Artifact": "artifact",
+    "AugmentConfig": "config",
+    "DataConfig": "config",
+    "ExpandConfig": "config",
+    "FinetuneConfig": "config",
+    "NetworkSpec": "network",
+    "OdnError": "errors",
+    "PartitionedNetwork": "network",
+    "TrainConfig": "config",
+    "UsageError": "errors",
+    "decide": "stopping",
+    "expand": "expansion",
+    "export": "artifact",
+    "extract": "extraction",
+    "finetune": "extraction",
+    "load": "artifact",
+    "load_data": "data",
+    "partition": "network",
+    "report": "report",
+}
+__all__ = sorted(_HOME)  # noqa: PLE0605
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'odn' has no attribute '{name}'")
+    value = getattr(importlib.import_module(f"odn.{_HOME[name]}"), name)
+    # Keep it: importing odn.report binds the name to the module, the user wants the function.
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

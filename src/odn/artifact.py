@@ -1,0 +1,292 @@
+"""The deployable directory: spec.json, weights.safetensors and manifest.json. Reading it needs no training code."""
+
+import hashlib
+import json
+import platform
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import final
+
+import safetensors
+import torch
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+from torch import Tensor, nn
+
+from odn.config import from_table, to_table
+from odn.data import DataSpec, Preprocessing
+from odn.data.images import decode
+from odn.errors import OdnError, UsageError
+from odn.files import new_directory, write_atomically
+from odn.network import NetworkSpec, Prefix, build_prefix, weights_of
+
+SCHEMA = 1
+_SPEC, _WEIGHTS, _MANIFEST = "spec.json", "weights.safetensors", "manifest.json"
+_PREDICT_BATCH = 64
+_MAX_JSON_BYTES = 64 * 1024**2
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainedOn:
+    """Where a network's weights come from.
+
+    Attributes:
+        name: of the dataset.
+        train: images trained on.
+        valid: images that decisions rested on.
+        seed: of their split.
+    """
+
+    name: str
+    train: int
+    valid: int
+    seed: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """What a user of the network must know besides its weights.
+
+    Attributes:
+        labels: names of the classes, in the order of the logits.
+        preprocessing: from image to input.
+        dataset: where the weights come from.
+        versions: of odn, torch and Python when it was written.
+        files: SHA-256 of each other file of the artifact.
+        schema: version of this format.
+    """
+
+    labels: tuple[str, ...]
+    preprocessing: Preprocessing
+    dataset: TrainedOn
+    versions: dict[str, str]
+    files: dict[str, str]
+    schema: int = SCHEMA
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prediction:
+    """The most probable label of one image.
+
+    Attributes:
+        label: name of the class.
+        probability: softmax probability, in [0, 1].
+    """
+
+    label: str
+    probability: float
+
+
+@final
+class Artifact:
+    """A loaded artifact.
+
+    Args:
+        network: in evaluation mode.
+        manifest: labels and preprocessing.
+    """
+
+    def __init__(self, network: Prefix, manifest: Manifest) -> None:
+        self.network, self.manifest = network, manifest
+
+    def predict(self, images: Tensor) -> list[Prediction]:
+        """Classify images.
+
+        Args:
+            images: uint8, shape (B, C, H, W) with the channels and size that the manifest names.
+
+        Returns:
+            One prediction per image.
+
+        Raises:
+            UsageError: when type or shape are others.
+        """
+        shape = self.manifest.preprocessing.input_shape
+        if images.dtype != torch.uint8 or images.ndim != 4 or tuple(images.shape[1:]) != shape:
+            raise UsageError(
+                f"images are {images.dtype} of shape {tuple(images.shape)}; allowed: uint8 of shape (B, "
+                f"{', '.join(map(str, shape))})"
+            )
+        with torch.inference_mode():
+            logits = self.network(self.manifest.preprocessing.normalise(images.float() / 255))
+            probabilities, indices = logits.softmax(1).max(1)
+        return [
+            Prediction(label=self.manifest.labels[index], probability=probability)
+            for index, probability in zip(indices.tolist(), probabilities.tolist(), strict=True)
+        ]
+
+    def predict_files(self, paths: Sequence[Path]) -> Iterator[tuple[Path, Prediction]]:
+        """Classify image files, resizing them to the network's input.
+
+        Args:
+            paths: the files.
+
+        Yields:
+            Each path with its prediction, in order.
+        """
+        for start in range(0, len(paths), _PREDICT_BATCH):
+            chunk = paths[start : start + _PREDICT_BATCH]
+            images = torch.stack([decode(path, self.manifest.preprocessing.input_shape) for path in chunk])
+            yield from zip(chunk, self.predict(images), strict=True)
+
+
+def export(network: Prefix, directory: str | Path, data: DataSpec) -> Path:
+    """Write a network as an artifact.
+
+    Args:
+        network: as extracted from a named backbone.
+        directory: the artifact; one that stands there is replaced.
+        data: what the network was trained on: labels and preprocessing.
+
+    Returns:
+        The directory.
+
+    Raises:
+        OdnError: when the directory holds something else, or cannot be written.
+    """
+    directory = Path(directory)
+    if directory.exists():
+        empty = directory.is_dir() and not any(directory.iterdir())
+        if not empty and not (directory / _MANIFEST).is_file():
+            raise OdnError(f"{directory} exists and is not an artifact; choose another place")
+    with new_directory(directory) as partial:
+        _write_network(network, partial)
+        manifest = Manifest(
+            labels=data.classes,
+            preprocessing=data.preprocessing,
+            dataset=TrainedOn(name=data.name, train=data.train_count, valid=data.valid_count, seed=data.seed),
+            versions={"odn": version("optimally-deep"), "torch": torch.__version__, "python": platform.python_version()},
+            files={name: _sha256((partial / name).read_bytes()) for name in (_SPEC, _WEIGHTS)},
+        )
+        write_atomically(partial / _MANIFEST, json.dumps(to_table(manifest), indent=2) + "\n")
+    return directory
+
+
+def load(directory: str | Path) -> Artifact:
+    """Load an artifact: JSON and safetensors only, every file checked, nothing unpickled.
+
+    Args:
+        directory: as written by ``export``.
+
+    Returns:
+        The network, ready to predict, on the CPU.
+
+    Raises:
+        OdnError: when a file is missing, changed, or of a newer schema.
+    """
+    directory = Path(directory)
+    manifest = _read_manifest(directory)
+    for name, expected in manifest.files.items():
+        if name not in (_SPEC, _WEIGHTS):
+            raise OdnError(f"{directory / _MANIFEST} lists the unknown file '{name}'; export the network again")
+        if _sha256(_read(directory / name)) != expected:
+            raise OdnError(f"{directory / name} was changed since it was exported; copy or export the artifact again")
+    network = load_network(directory)
+    assert network.spec is not None
+    expected_shape = (manifest.preprocessing.input_shape, len(manifest.labels))
+    if (network.spec.input_shape, network.spec.classes) != expected_shape:
+        raise OdnError(f"{directory}: manifest and spec disagree on the input or the classes; export the network again")
+    return Artifact(network.eval(), manifest)
+
+
+def save_network(network: Prefix, directory: Path) -> None:
+    """Write a network's spec and weights.
+
+    Args:
+        network: a prefix of a named backbone.
+        directory: one that stands there is replaced.
+    """
+    with new_directory(directory) as partial:
+        _write_network(network, partial)
+
+
+def _write_network(network: Prefix, directory: Path) -> None:
+    if network.spec is None:
+        raise OdnError("a network built by hand has no spec to rebuild it from; start from odn.partition(NAME, ...)")
+    write_atomically(directory / _SPEC, network.spec.to_json())
+    write_atomically(directory / _WEIGHTS, save_tensors(weights_of(network)))
+
+
+def load_network(directory: Path) -> Prefix:
+    """Rebuild a network from its spec and weights; their sizes are compared before memory is taken.
+
+    Args:
+        directory: as written by ``save_network``.
+
+    Returns:
+        The network, on the CPU.
+
+    Raises:
+        OdnError: when a file is missing or damaged, or the weights do not fit the spec.
+    """
+    spec = NetworkSpec.from_json(_read_text(directory / _SPEC), str(directory / _SPEC))
+    try:
+        network = build_prefix(spec)
+    except UsageError as error:
+        raise OdnError(f"{directory / _SPEC} asks for something impossible: {error}") from error
+    path = directory / _WEIGHTS
+    expected = network.state_dict()
+    most_bytes = sum(t.numel() * t.element_size() for t in expected.values()) + 200 * (len(expected) + 1)
+    try:
+        size = path.stat().st_size if path.is_file() else 0
+        if size > most_bytes:
+            raise OdnError(f"{path} has {size:,} bytes, the spec accounts for {most_bytes:,}; export the network again")
+        tensors = load_tensors(_read(path))
+    except safetensors.SafetensorError as error:
+        raise OdnError(f"{path} is damaged ({error}); copy or export the network again") from error
+    for name in sorted(expected.keys() | tensors.keys()):
+        wanted, found = expected.get(name), tensors.get(name)
+        if wanted is None or found is None or (wanted.shape, wanted.dtype) != (found.shape, found.dtype):
+            raise OdnError(
+                f"{path} does not fit spec.json at '{name}': expected {_describe(wanted)}, found {_describe(found)}"
+                "; export the network again"
+            )
+    network.load_state_dict(tensors, assign=True)
+    for parameter in network.parameters():
+        parameter.requires_grad_(True)
+    return network
+
+
+def _describe(tensor: Tensor | nn.Parameter | None) -> str:
+    return "nothing" if tensor is None else f"{tuple(tensor.shape)} {tensor.dtype}"
+
+
+def _read_manifest(directory: Path) -> Manifest:
+    path = directory / _MANIFEST
+    if not directory.is_dir():
+        raise OdnError(f"there is no artifact at {directory}; give the directory that odn run wrote, e.g. RUN/artifact")
+    try:
+        table = json.loads(_read_text(path))
+        schema = table["schema"]
+        if not isinstance(schema, int) or schema > SCHEMA:
+            raise OdnError(f"{path} has schema {schema}; this odn reads {SCHEMA}; install a newer odn")
+        manifest = from_table(Manifest, table)
+    except (json.JSONDecodeError, RecursionError, KeyError, TypeError, UsageError) as error:
+        raise OdnError(f"{path} is not a valid manifest ({error}); copy or export the artifact again") from error
+    if set(manifest.files) != {_SPEC, _WEIGHTS}:
+        raise OdnError(f"{path} must list {_SPEC} and {_WEIGHTS}; export the network again")
+    return manifest
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError as error:
+        raise OdnError(f"{path} is missing; copy or export the artifact again") from error
+    except OSError as error:
+        raise OdnError(f"cannot read {path}: {error.strerror}") from error
+
+
+def _read_text(path: Path) -> str:
+    if path.is_file() and path.stat().st_size > _MAX_JSON_BYTES:
+        raise OdnError(f"{path} has {path.stat().st_size:,} bytes; allowed: up to {_MAX_JSON_BYTES:,}")
+    try:
+        return _read(path).decode()
+    except UnicodeDecodeError as error:
+        raise OdnError(f"{path} is not UTF-8 text; copy or export the artifact again") from error
+
+
+def _sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()

@@ -1,0 +1,176 @@
+"""What a run needs to go on after an interruption: its records, the newest training state, the best weights."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import final
+
+import safetensors
+import torch
+from safetensors.torch import load_file, save
+from torch import Tensor, nn
+
+from odn.config import from_table
+from odn.engine import Stage
+from odn.errors import OdnError, UsageError
+from odn.files import remove, write_atomically
+from odn.network import Prefix, weights_of
+from odn.records import EpochRecord, Phase, append_history, read_history, write_history
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Position:
+    """Where the newest saved training state stands.
+
+    Attributes:
+        depth: of the prefix in training.
+        epoch: the epoch completed last, within this depth.
+        step: optimizer steps taken at this depth.
+        records: records of this phase written up to there.
+    """
+
+    depth: int
+    epoch: int
+    step: int
+    records: int
+
+
+@final
+class Checkpoints:
+    """The memory of one phase of a run. Without a run directory it lasts as long as the process.
+
+    Args:
+        phase: which verb trains; the records of others are left alone.
+        run: the run directory, or None.
+        resume: take up what the run directory holds of this phase; otherwise that is cleared.
+
+    Raises:
+        OdnError: when what is there cannot be read or cleared.
+    """
+
+    def __init__(self, phase: Phase, run: Path | None = None, *, resume: bool = False) -> None:
+        self.records: list[EpochRecord] = []
+        self.position: Position | None = None
+        self._phase, self._run = phase, run
+        self._kept: dict[str, dict[str, Tensor]] = {}
+        if run is None:
+            return
+        self._history, self._folder = run / "history.jsonl", run / "checkpoints"
+        self._state = self._folder / f"{phase}.safetensors"
+        history = read_history(self._history)
+        if resume and self._state.is_file():
+            self.position = _read_position(self._state)
+            # A record without its state is trained again, so it is dropped here.
+            self.records = [record for record in history if record.phase == phase][: self.position.records]
+            if len(self.records) < self.position.records:
+                raise OdnError(f"{self._history} is shorter than {self._state} says; start anew with --force")
+        else:
+            remove(self._state)
+        others = [record for record in history if record.phase != phase]
+        write_history(self._history, [*others, *self.records])
+
+    def commit(self, record: EpochRecord, stage: Stage) -> None:
+        """Remember an epoch: its record first, then the state that follows it.
+
+        Args:
+            record: of the epoch.
+            stage: the training as it stands after it.
+        """
+        assert record.phase == self._phase
+        self.records.append(record)
+        if self._run is None:
+            return
+        append_history(self._history, record)
+        position = {
+            "schema": SCHEMA,
+            "depth": record.depth,
+            "epoch": record.epoch,
+            "step": stage.step,
+            "records": len(self.records),
+        }
+        write_atomically(self._state, save(_state_of(stage), metadata={"odn": json.dumps(position)}))
+
+    def restore(self, stage: Stage) -> None:
+        """Load the newest saved state into a fresh stage of the same depth.
+
+        Args:
+            stage: the stage to fill.
+
+        Raises:
+            OdnError: when the saved state does not fit.
+        """
+        assert self.position is not None
+        try:
+            tensors = load_file(self._state)
+            _fill(stage.prefix, tensors, "network")
+            _fill(stage.averaged, tensors, "averaged")
+        except (safetensors.SafetensorError, KeyError, RuntimeError, OSError) as error:
+            raise OdnError(f"cannot resume from {self._state} ({error}); start anew with --force") from error
+        for name, parameter in stage.prefix.named_parameters():
+            prefix = f"optimizer/{name}/"
+            found = {key.removeprefix(prefix): t for key, t in tensors.items() if key.startswith(prefix)}
+            if found:
+                # A copy into the parameter's own memory layout keeps later sums bit-identical.
+                stage.optimizer.state[parameter] = {
+                    key: torch.empty_like(parameter).copy_(t) if t.shape == parameter.shape else t
+                    for key, t in found.items()
+                }
+        stage.step = self.position.step
+        stage.ema.n_averaged.fill_(stage.step)
+
+    def keep(self, name: str, module: nn.Module) -> None:
+        """Keep the weights of a network under a name, replacing what was kept there.
+
+        Args:
+            name: of a file, without ending.
+            module: the network.
+        """
+        weights = weights_of(module)
+        if self._run is None:
+            self._kept[name] = weights
+        else:
+            write_atomically(self._folder / f"{name}.safetensors", save(weights))
+
+    def take(self, name: str, module: nn.Module) -> None:
+        """Load weights kept earlier.
+
+        Args:
+            name: as given to ``keep``.
+            module: a network of the same shapes.
+
+        Raises:
+            OdnError: when there are none of that name or they do not fit.
+        """
+        try:
+            weights = self._kept[name] if self._run is None else load_file(self._folder / f"{name}.safetensors")
+            module.load_state_dict(weights)
+        except (safetensors.SafetensorError, KeyError, RuntimeError, OSError) as error:
+            raise OdnError(f"the weights '{name}' of this run cannot be loaded: {error}") from error
+
+
+def _read_position(path: Path) -> Position:
+    try:
+        with safetensors.safe_open(path, "pt") as file:
+            table = json.loads(file.metadata()["odn"])
+        if table["schema"] != SCHEMA:
+            raise OdnError(f"{path} has schema {table['schema']}; this odn reads {SCHEMA}; start anew with --force")
+        return from_table(Position, {key: value for key, value in table.items() if key != "schema"})
+    except (safetensors.SafetensorError, OSError, KeyError, TypeError, json.JSONDecodeError, UsageError) as error:
+        raise OdnError(f"{path} is damaged ({error}); start anew with --force") from error
+
+
+def _state_of(stage: Stage) -> dict[str, Tensor]:
+    tensors = {f"network/{name}": tensor for name, tensor in weights_of(stage.prefix).items()}
+    tensors |= {f"averaged/{name}": tensor for name, tensor in weights_of(stage.averaged).items()}
+    for name, parameter in stage.prefix.named_parameters():
+        for key, value in stage.optimizer.state.get(parameter, {}).items():
+            if isinstance(value, Tensor):
+                tensors[f"optimizer/{name}/{key}"] = value.detach().cpu().contiguous()
+    return tensors
+
+
+def _fill(module: Prefix, tensors: dict[str, Tensor], group: str) -> None:
+    prefix = f"{group}/"
+    module.load_state_dict({k.removeprefix(prefix): t for k, t in tensors.items() if k.startswith(prefix)})

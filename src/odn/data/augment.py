@@ -1,0 +1,51 @@
+"""Random changes to a batch of training images, drawn per sample and computed on the training device.
+
+Shapes: B batch, C channels, H height, W width.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from odn.config import AugmentConfig
+
+
+def augment(x_BCHW: Tensor, config: AugmentConfig, generator: torch.Generator) -> Tensor:
+    """Shift, rotate and mirror every image of a batch by its own random amounts.
+
+    Without rotation, shifts are whole pixels, so that images stay sharp. What moves in from outside is zero.
+
+    Args:
+        x_BCHW: floating point images with zero as the background, shape (B, C, H, W).
+        config: the largest amounts.
+        generator: a CPU generator; the draws do not depend on the device of the images.
+
+    Returns:
+        Changed images, same shape, type and device.
+    """
+    if not (config.shift or config.rotate_degrees or config.flip):
+        return x_BCHW
+    batch, _, height, width = x_BCHW.shape
+
+    def uniform(limit: float) -> Tensor:
+        return (2 * torch.rand(batch, generator=generator) - 1) * limit
+
+    angle = uniform(math.radians(config.rotate_degrees))
+    shift_x, shift_y = uniform(config.shift * width), uniform(config.shift * height)
+    mirror = torch.ones(batch)
+    if config.flip:
+        mirror -= 2 * (torch.rand(batch, generator=generator) < 0.5).float()
+    if not config.rotate_degrees:
+        shift_x, shift_y = shift_x.round(), shift_y.round()
+    # affine_grid wants the matrix from output to input positions, in units of half the image's side.
+    cos, sin = angle.cos(), angle.sin()
+    rows = [
+        torch.stack([cos * mirror, -sin * height / width, shift_x * 2 / width], dim=1),
+        torch.stack([sin * mirror * width / height, cos, shift_y * 2 / height], dim=1),
+    ]
+    theta = torch.stack(rows, dim=1).to(x_BCHW.device, x_BCHW.dtype)
+    grid = F.affine_grid(theta, list(x_BCHW.shape), align_corners=False)
+    mode = "bilinear" if config.rotate_degrees else "nearest"
+    return F.grid_sample(x_BCHW, grid, mode=mode, padding_mode="zeros", align_corners=False)

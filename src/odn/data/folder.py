@@ -1,0 +1,150 @@
+"""Folders of image files, one sub-folder per class."""
+
+import logging
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+from torch import Tensor
+
+from odn.data.images import BadImage, decode, image_facts
+from odn.data.sources import Samples, Source
+from odn.errors import OdnError
+
+_log = logging.getLogger(__name__)
+_VALID_NAMES = ("valid", "val", "validation")
+
+
+def read_folder(root: Path) -> Source:
+    """Read an ImageFolder: ``root/<class>/*``, or ``root/train/<class>/*`` with optional ``valid`` and ``test``.
+
+    Every file that is not hidden counts as an image; nothing is left out silently.
+
+    Args:
+        root: the folder.
+
+    Returns:
+        Paths and labels; no file has been opened.
+
+    Raises:
+        OdnError: when the folder is empty, a class has no image, or a split has a class of its own.
+    """
+    if (root / "train").is_dir():
+        classes = _class_names(root / "train")
+        valid = next((root / name for name in _VALID_NAMES if (root / name).is_dir()), None)
+        test = root / "test"
+        return Source(
+            name=root.resolve().name,
+            classes=classes,
+            train=_list(root / "train", classes),
+            valid=_list(valid, classes) if valid else None,
+            test=(lambda samples=_list(test, classes): samples) if test.is_dir() else None,  # type: ignore[misc]
+        )
+    classes = _class_names(root)
+    return Source(name=root.resolve().name, classes=classes, train=_list(root, classes))
+
+
+def _class_names(root: Path) -> tuple[str, ...]:
+    try:
+        names = sorted(p.name for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
+    except OSError as error:
+        raise OdnError(f"cannot read the folder {root}: {error.strerror}; check its permissions") from error
+    if not names:
+        raise OdnError(f"{root} has no class folders; put the images of each class into a folder of its own there")
+    return tuple(names)
+
+
+def _list(root: Path, classes: tuple[str, ...]) -> Samples:
+    unknown = sorted(set(_class_names(root)) - set(classes))
+    if unknown:
+        raise OdnError(
+            f"{root} has the class '{unknown[0]}', which the training images do not have; remove or rename it"
+        )
+    paths: list[Path] = []
+    labels: list[int] = []
+    for label, name in enumerate(classes):
+        found = sorted(p for p in (root / name).rglob("*") if p.is_file() and not p.name.startswith("."))
+        if not found:
+            raise OdnError(f"the class folder {root / name} has no image; add some or remove the folder")
+        paths += found
+        labels += [label] * len(found)
+    return Samples(images=paths, labels=np.asarray(labels, dtype=np.int64))
+
+
+def common_shape(paths: Sequence[Path], image_size: int, *, skip_bad_files: bool) -> tuple[int, int, int]:
+    """Find the shape that all images of a dataset share, from their headers.
+
+    Args:
+        paths: the files.
+        image_size: height and width wanted, or 0 for the size the files have.
+        skip_bad_files: pass over files that cannot be opened.
+
+    Returns:
+        Channels (1 when every image is grayscale, else 3), height and width.
+
+    Raises:
+        OdnError: when sizes differ and none was asked for, or no file can be opened.
+    """
+    first: tuple[Path, int, int] | None = None
+    gray = True
+    with ThreadPoolExecutor() as pool:
+        for path, facts in zip(paths, pool.map(_facts_or_error, paths), strict=True):
+            if isinstance(facts, BadImage):
+                if skip_bad_files:
+                    continue
+                raise facts
+            height, width, is_gray = facts
+            gray = gray and is_gray
+            if first is None:
+                first = (path, height, width)
+            elif not image_size and (height, width) != first[1:]:
+                raise OdnError(
+                    f"images differ in size: {first[0]} has {first[1]}x{first[2]} pixels, {path} has "
+                    f"{height}x{width}; choose one size with --image-size, e.g. --image-size 64"
+                )
+    if first is None:
+        raise OdnError(f"none of the {len(paths)} files is a readable image, e.g. {paths[0]}")
+    return (1 if gray else 3, image_size or first[1], image_size or first[2])
+
+
+def _facts_or_error(path: Path) -> tuple[int, int, bool] | BadImage:
+    try:
+        return image_facts(path)
+    except BadImage as error:
+        return error
+
+
+def decode_all(
+    paths: Sequence[Path], shape: tuple[int, int, int], *, skip_bad_files: bool
+) -> Iterator[tuple[int, Tensor]]:
+    """Decode files in order, several at a time.
+
+    Args:
+        paths: the files.
+        shape: channels, height and width to decode to.
+        skip_bad_files: name unreadable files in a warning and leave them out.
+
+    Yields:
+        Position of each readable file and its uint8 image.
+
+    Raises:
+        BadImage: at the first unreadable file, unless these are skipped.
+    """
+
+    def attempt(path: Path) -> Tensor | BadImage:
+        try:
+            return decode(path, shape)
+        except BadImage as error:
+            return error
+
+    chunk = 1024  # bounds what is decoded ahead of the consumer
+    with ThreadPoolExecutor() as pool:
+        for start in range(0, len(paths), chunk):
+            for offset, image in enumerate(pool.map(attempt, paths[start : start + chunk])):
+                if not isinstance(image, BadImage):
+                    yield start + offset, image
+                elif skip_bad_files:
+                    _log.warning("left out %s", image.path)
+                else:
+                    raise image

@@ -1,0 +1,30 @@
+"""Errors that a person can put right: each says what was given, what is allowed and the fix."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class OdnError(Exception):
+    """Something went wrong that the user can mend; the command prints its text as one line and exits 1."""
+
+    exit_code = 1
+
+
+class UsageError(OdnError):
+    """The request itself is wrong (a flag, a name, a recipe); the command exits 2."""
+
+    exit_code = 2
+
+
+def did_you_mean(given: str, allowed: Iterable[str]) -> str:
+    """Return a hint for a misspelt name.
+
+    Args:
+        given: what the user wrote.
+        allowed: the names that would have been right.
+
+    Returns:
+        `` Did you mean 'x'?`` with a leading blank when a name is close, else an empty string.
+    """
+    close = difflib.get_close_matches(given.lower(), list(allowed), n=1, cutoff=0.5)
+    return f" Did you mean '{close[0]}'?" if close else ""

@@ -1,0 +1,140 @@
+"""Take the chosen depth out of the backbone, and fine-tune it."""
+
+import copy
+import dataclasses
+from collections.abc import Generator
+from dataclasses import dataclass
+
+from odn.checkpoint import Checkpoints
+from odn.config import FinetuneConfig, TrainConfig
+from odn.data import Split
+from odn.engine import Stage, anneal, evaluate, finish, train_epochs
+from odn.errors import OdnError
+from odn.network import PartitionedNetwork, Prefix
+from odn.records import EpochRecord
+
+_KEPT = "finetuned_best"
+
+
+def extract(network: PartitionedNetwork, depth: int) -> Prefix:
+    """Copy the network of one depth out of its backbone.
+
+    The blocks beyond are not masked but gone: the copy holds the parameters of its own blocks and head alone, and
+    gives the same logits as the prefix, bit for bit.
+
+    Args:
+        network: the partitioned backbone; it is left as it is.
+        depth: blocks to keep, 1 to ``network.max_depth``.
+
+    Returns:
+        A network that shares nothing with the backbone.
+    """
+    return copy.deepcopy(network.prefix(depth))
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinetuneResult:
+    """What fine-tuning gained.
+
+    Attributes:
+        valid_accuracy_before: of the network as it came, a fraction.
+        valid_accuracy: of the weights kept, a fraction; never below the one before.
+    """
+
+    valid_accuracy_before: float
+    valid_accuracy: float
+
+
+def finetune(
+    network: Prefix,
+    train: Split,
+    valid: Split,
+    *,
+    config: FinetuneConfig | None = None,
+    training: TrainConfig | None = None,
+    seed: int = 0,
+) -> FinetuneResult:
+    """Anneal the learning rate to zero and keep the averaged weights that were best on the validation split.
+
+    Args:
+        network: trained in place; where no epoch improves on it, it is left as it came.
+        train: the training split.
+        valid: the validation split.
+        config: number of epochs.
+        training: how weights are trained.
+        seed: of the order of samples and the augmentation.
+
+    Returns:
+        Validation accuracy before and after.
+    """
+    return finish(finetune_epochs(network, train, valid, config=config, training=training, seed=seed))
+
+
+def finetune_epochs(
+    network: Prefix,
+    train: Split,
+    valid: Split,
+    *,
+    config: FinetuneConfig | None = None,
+    training: TrainConfig | None = None,
+    seed: int = 0,
+    checkpoints: Checkpoints | None = None,
+) -> Generator[EpochRecord, None, FinetuneResult]:
+    """Do what ``finetune`` does, one epoch at a time.
+
+    Args:
+        network: trained in place.
+        train: the training split.
+        valid: the validation split.
+        config: number of epochs.
+        training: how weights are trained.
+        seed: of the order of samples and the augmentation.
+        checkpoints: the memory of the run; fine-tuning goes on where it stands.
+
+    Yields:
+        The record of every epoch.
+
+    Returns:
+        Validation accuracy before and after.
+
+    Raises:
+        OdnError: when the loss stops being finite.
+    """
+    config, training = config or FinetuneConfig(), training or TrainConfig()
+    checkpoints = checkpoints or Checkpoints("finetune")
+    before = evaluate(network, valid)
+    if config.epochs == 0:
+        return FinetuneResult(valid_accuracy_before=before / len(valid), valid_accuracy=before / len(valid))
+    if checkpoints.position is None:
+        checkpoints.keep(_KEPT, network)
+    stage = Stage(network, training, train)
+    done = 0
+    if checkpoints.position is not None:
+        checkpoints.restore(stage)
+        done = checkpoints.position.epoch
+    best = max([before, *(record.valid_correct for record in checkpoints.records)])
+    for record in train_epochs(
+        stage,
+        train,
+        valid,
+        phase="finetune",
+        schedule=anneal(config.epochs, training.warmup_epochs),
+        epochs=config.epochs,
+        seed=seed,
+        first_epoch=done + 1,
+    ):
+        if record.epoch == 1:  # the look at the network as it came is part of the cost
+            record = dataclasses.replace(record, evaluated_samples=record.evaluated_samples + len(valid))
+        # Of equals the later epoch wins: its learning rate was lower.
+        if record.valid_correct >= best:
+            best = record.valid_correct
+            checkpoints.keep(_KEPT, stage.averaged)
+        checkpoints.commit(record, stage)
+        yield record
+        if record.train_loss is None:
+            raise OdnError(
+                f"the loss became infinite or NaN in epoch {record.epoch} of fine-tuning; lower "
+                "train.learning_rate in the recipe, or use --precision fp32"
+            )
+    checkpoints.take(_KEPT, network)
+    return FinetuneResult(valid_accuracy_before=before / len(valid), valid_accuracy=best / len(valid))

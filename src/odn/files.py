@@ -1,0 +1,93 @@
+"""Writing files so that a reader never sees half of one. No torch here."""
+
+import contextlib
+import errno
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from odn.errors import OdnError
+
+
+def write_atomically(path: Path, content: bytes | str) -> None:
+    """Write a file under a temporary name, flush it to the disk, and rename it into place.
+
+    Args:
+        path: the file; its folder is made if absent. What was there stands until the new content is complete.
+        content: bytes, or text that is written as UTF-8.
+
+    Raises:
+        OdnError: when the disk is full or the place cannot be written.
+    """
+    data = content.encode() if isinstance(content, str) else content
+    temporary = path.with_name(f".{path.name}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise OdnError(explain(error, path, len(data))) from error
+
+
+@contextlib.contextmanager
+def new_directory(path: Path) -> Iterator[Path]:
+    """Fill a directory under a temporary name and rename it into place when it is complete.
+
+    Args:
+        path: the directory; one that stands there is replaced.
+
+    Yields:
+        The temporary directory to write into; it is removed when an error occurs.
+    """
+    partial = path.with_name(f".{path.name}.partial")
+    remove(partial)
+    try:
+        yield partial
+        remove(path)
+        partial.rename(path)
+    except BaseException:
+        remove(partial)
+        raise
+
+
+def explain(error: OSError, path: Path, needed_bytes: int = 0) -> str:
+    """Say in one line what went wrong with a file and what to do about it.
+
+    Args:
+        error: as raised by the operating system.
+        path: the file or folder concerned.
+        needed_bytes: size of what was to be written, where known.
+
+    Returns:
+        One line for the user.
+    """
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        needed = f" {needed_bytes:,} bytes are needed" if needed_bytes else ""
+        return f"the disk is full at {path}:{needed}; free some space, then continue with --resume"
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return f"cannot write {path}: {error.strerror}; choose a folder you may write to with --run"
+    return f"cannot write {path}: {error.strerror or error}; choose another place with --run"
+
+
+def remove(path: Path) -> None:
+    """Remove a file or a folder with all it holds, if it is there.
+
+    Args:
+        path: the file or folder.
+
+    Raises:
+        OdnError: when it cannot be removed.
+    """
+    try:
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+    except OSError as error:
+        raise OdnError(f"cannot remove {path}: {error.strerror}; remove it by hand") from error

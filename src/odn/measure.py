@@ -1,0 +1,148 @@
+"""What a network costs: parameters, bytes, multiply-accumulates, peak activation memory and latency."""
+
+import copy
+import logging
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, final
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
+
+BATCH_SIZES = (1, 64)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cost:
+    """Exact costs of one forward pass of one image.
+
+    Attributes:
+        parameters: number of weights, BatchNorm's running statistics not counted.
+        parameter_bytes: memory they take.
+        macs: multiply-accumulates of convolutions and matrix products.
+        peak_activation_bytes: most bytes of the image and feature maps alive at once in eager inference.
+    """
+
+    parameters: int
+    parameter_bytes: int
+    macs: int
+    peak_activation_bytes: int
+
+
+def measure_cost(module: nn.Module, input_shape: tuple[int, int, int]) -> Cost:
+    """Count a network's costs on the meta device: exact, without running it.
+
+    Args:
+        module: the network; it is not changed.
+        input_shape: channels, height and width of an image.
+
+    Returns:
+        Its costs at batch size 1.
+    """
+    network = copy.deepcopy(module).to("meta").eval()
+    parameters = list(network.parameters())
+    image = torch.empty(1, *input_shape, device="meta")
+    with torch.no_grad():
+        with FlopCounterMode(display=False) as flops:
+            network(image)
+        peak = _peak_activation_bytes(network, image)
+    return Cost(
+        parameters=sum(p.numel() for p in parameters),
+        parameter_bytes=sum(p.numel() * p.element_size() for p in parameters),
+        macs=flops.get_total_flops() // 2,
+        peak_activation_bytes=peak,
+    )
+
+
+@final
+class _LiveBytes(TorchDispatchMode):
+    """Follows the storages that operations make until nothing refers to them."""
+
+    def __init__(self, known: Iterable[Tensor]) -> None:
+        super().__init__()
+        self.peak = 0
+        self._known = {StorageWeakRef(tensor.untyped_storage()) for tensor in known}
+        self._live: dict[StorageWeakRef, int] = {}
+
+    def __torch_dispatch__(
+        self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        self.count(leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor))
+        return result
+
+    def count(self, tensors: Iterable[Tensor]) -> None:
+        """Forget the storages that are gone, add those of these tensors, and note the sum if it is the largest."""
+        self._live = {storage: size for storage, size in self._live.items() if not storage.expired()}
+        for tensor in tensors:
+            storage = StorageWeakRef(tensor.untyped_storage())
+            if storage not in self._known:
+                self._live[storage] = tensor.untyped_storage().nbytes()
+        self.peak = max(self.peak, sum(self._live.values()))
+
+
+def _peak_activation_bytes(network: nn.Module, image: Tensor) -> int:
+    mode = _LiveBytes([*network.parameters(), *network.buffers()])
+    mode.count([image])
+    with mode:
+        network(image)
+    return mode.peak
+
+
+def measure_latency(
+    module: nn.Module, input_shape: tuple[int, int, int], seconds: float = 0.5
+) -> dict[str, dict[str, float]]:
+    """Time forward passes on the CPU with one thread, after a warm-up.
+
+    Args:
+        module: the network; a copy of it is timed.
+        input_shape: channels, height and width of an image.
+        seconds: how long to measure each batch size.
+
+    Returns:
+        ``{"batch_1": {"p50": ms, "p95": ms}, "batch_64": ...}``, milliseconds per batch.
+    """
+    # The import looks for a CUDA compiler that timing does not need, and would warn where there is no GPU.
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
+    from torch.utils.benchmark import Timer
+
+    network = copy.deepcopy(module).to("cpu").eval()
+    latency = {}
+    for batch in BATCH_SIZES:
+        images = torch.randn(batch, *input_shape)
+        with torch.inference_mode():
+            timer = Timer("network(images)", globals={"network": network, "images": images}, num_threads=1)
+            times = timer.blocked_autorange(min_run_time=seconds).times
+        p50, p95 = np.percentile(times, [50, 95]) * 1e3
+        latency[f"batch_{batch}"] = {"p50": round(float(p50), 4), "p95": round(float(p95), 4)}
+    return latency
+
+
+def profile(prefixes: Iterable[nn.Module], input_shape: tuple[int, int, int]) -> list[dict[str, Any]]:
+    """Measure the network of every depth, without data or training.
+
+    Args:
+        prefixes: the networks of depth 1, 2, ... up to the full depth, best built on the meta device.
+        input_shape: channels, height and width of an image.
+
+    Returns:
+        One row per depth: ``depth parameters parameter_bytes reduction macs peak_activation_bytes``; the
+        reduction is the share of the full depth's parameters that this depth does without, rounded to 5 digits.
+    """
+    costs = [measure_cost(prefix, input_shape) for prefix in prefixes]
+    return [
+        {
+            "depth": depth,
+            "parameters": cost.parameters,
+            "parameter_bytes": cost.parameter_bytes,
+            "reduction": round(1 - cost.parameters / costs[-1].parameters, 5),
+            "macs": cost.macs,
+            "peak_activation_bytes": cost.peak_activation_bytes,
+        }
+        for depth, cost in enumerate(costs, 1)
+    ]

@@ -1,0 +1,224 @@
+"""report.html: one self-contained page with the depth-accuracy-cost curve and the growth timeline."""
+
+import io
+import json
+from collections.abc import Sequence
+from html import escape
+from string import Template
+from typing import Any
+
+from odn.records import EpochRecord
+from odn.stopping import wilson_interval
+
+_BLUE, _ORANGE, _GREEN, _GRAY = "#1f5fa8", "#c85a11", "#2c7a3f", "#777777"
+
+_PAGE = Template("""<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
+<title>$title</title>
+<style>
+body { font: 16px/1.5 system-ui, sans-serif; color: #222; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; }
+h1 { font-size: 1.5rem; margin-bottom: .2rem; } h2 { font-size: 1.1rem; margin-top: 2rem; }
+.verdict { font-size: 1.15rem; } .missed { color: #a02020; } .met { color: #2c7a3f; }
+.scroll { overflow-x: auto; }
+table { border-collapse: collapse; font-size: .9rem; } th, td { padding: .3rem .7rem; text-align: right; }
+th:first-child, td:first-child { text-align: left; } thead th { border-bottom: 2px solid #444; }
+tbody tr { border-bottom: 1px solid #ddd; } svg { max-width: 100%; height: auto; }
+p.note { color: #555; font-size: .9rem; } pre { font-size: .8rem; background: #f5f5f5; padding: 1rem; overflow-x: auto; }
+</style></head><body>
+<h1>$title</h1>
+<p class="verdict">$verdict</p>
+<p>$data</p>
+<h2>Networks</h2>
+<div class="scroll"><table><thead><tr>$headings</tr></thead><tbody>$rows</tbody></table></div>
+<p class="note">Latencies are medians with one CPU thread; the interval is Wilson's at 95 %. A dash was not measured:
+networks other than the extracted one were built for their cost and not trained. Parameters and bytes are not time: compare
+multiply-accumulates (MACs), activations and latency as well.</p>
+$charts
+<h2>Cost of the search</h2>
+<p>$cost</p>
+<h2>Figures</h2>
+<details><summary>report.json</summary><pre>$json</pre></details>
+</body></html>
+""")
+
+
+def render_page(figures: dict[str, Any], records: Sequence[EpochRecord], macs_by_depth: Sequence[int]) -> str:
+    """Write the page of a report.
+
+    Args:
+        figures: as in report.json.
+        records: every epoch, oldest first; without any the charts are left out.
+        macs_by_depth: multiply-accumulates of depth 1, 2, ... to the full depth.
+
+    Returns:
+        HTML that refers to nothing outside itself; all names are escaped.
+    """
+    dataset = figures["dataset"]
+    shape = "x".join(map(str, dataset["input_shape"]))
+    charts = ""
+    if records:
+        charts = (
+            "<h2>Depth, accuracy and cost</h2>"
+            + _depth_chart(records, macs_by_depth, figures["target_accuracy"], figures["depth"])
+            + '<p class="note">Best validation accuracy of the averaged weights at each depth tried, before '
+            "fine-tuning, with Wilson's 95 % interval; the bars are the MACs of one image.</p>"
+            "<h2>Growth</h2>"
+            + _timeline(records, figures["target_accuracy"])
+            + '<p class="note">Validation accuracy of the averaged weights after every epoch.</p>'
+        )
+    test = "not measured" if dataset["test"] is None else f"{dataset['test']:,}"
+    return _PAGE.substitute(
+        title=escape(f"{figures['backbone']} on {dataset['name']}"),
+        verdict=_verdict(figures),
+        data=escape(
+            f"{dataset['classes']} classes, images of {shape}; {dataset['train']:,} for training, "
+            f"{dataset['valid']:,} for validation, test: {test}. Seed {figures['seed']}."
+        ),
+        headings="".join(f"<th>{h}</th>" for h in _HEADINGS),
+        rows="".join(_table_row(row) for row in figures["networks"]),
+        charts=charts,
+        cost=escape(_cost_sentence(figures["cost"])),
+        json=escape(json.dumps(figures, indent=2)),
+    )
+
+
+_HEADINGS = (
+    "network", "depth", "parameters", "MACs", "peak activations", "file", "valid", "test", "interval",
+    "batch 1", "batch 64",
+)  # fmt: skip
+
+
+def _verdict(figures: dict[str, Any]) -> str:
+    depth = f"depth {figures['depth']} of {figures['max_depth']}"
+    full, kept = figures["networks"][0], figures["networks"][1]
+    saved = f"{1 - kept['parameters'] / full['parameters']:.2%} fewer parameters than the full depth"
+    if figures["target_accuracy"] is None or figures["reached"] is None:
+        return escape(f"{depth}: {saved}.")
+    target = f"validation accuracy {figures['target_accuracy']:.4f}"
+    if figures["reached"]:
+        return f'<span class="met">Target reached</span> ({escape(target)}) with {escape(depth)}: {escape(saved)}.'
+    return f'<span class="missed">Target not reached</span> ({escape(target)}); best was {escape(depth)}: {escape(saved)}.'
+
+
+def _table_row(row: dict[str, Any]) -> str:
+    latency = row["latency_ms"] or {}
+    cells = [
+        row["name"],
+        row["depth"],
+        f"{row['parameters']:,}",
+        f"{row['macs'] / 1e6:,.2f} M",
+        f"{row['peak_activation_bytes'] / 1024:,.0f} KiB",
+        f"{row['file_bytes'] / 1024:,.0f} KiB",
+        _percent(row["valid_accuracy"]),
+        _percent(row["test_accuracy"]),
+        "–" if row["test_interval"] is None else " – ".join(map(_percent, row["test_interval"])),
+        *(f"{latency[k]['p50']:.2f} ms" if k in latency else "–" for k in ("batch_1", "batch_64")),
+    ]
+    return "<tr>" + "".join(f"<td>{escape(str(cell))}</td>" for cell in cells) + "</tr>"
+
+
+def _percent(fraction: float | None) -> str:
+    return "–" if fraction is None else f"{100 * fraction:.2f} %"
+
+
+def _cost_sentence(cost: dict[str, Any]) -> str:
+    if cost["train_macs"] is None:
+        return "Training was not recorded."
+    ratio = cost["train_macs"] / cost["full_depth_train_macs"]
+    epochs = ", ".join(f"{n} at depth {depth}" for depth, n in cost["epochs_by_depth"].items())
+    return (
+        f"Epochs: {epochs}; {cost['finetune_epochs']} of fine-tuning. {cost['train_macs']:.3e} MACs in "
+        f"{cost['seconds']:,.0f} seconds: {ratio:.2f} times a training of the full depth for "
+        f"{cost['reference_epochs']} epochs."
+    )
+
+
+def _depth_chart(
+    records: Sequence[EpochRecord], macs_by_depth: Sequence[int], target: float | None, chosen: int
+) -> str:
+    best: dict[int, EpochRecord] = {}
+    for record in records:
+        if record.phase == "expand" and (
+            record.depth not in best or record.valid_correct > best[record.depth].valid_correct
+        ):
+            best[record.depth] = record
+    depths = sorted(best)
+    accuracy = [best[d].valid_accuracy for d in depths]
+    bounds = [wilson_interval(best[d].valid_correct, best[d].valid_count) for d in depths]
+    figure, axis = _figure()
+    cost = axis.twinx()
+    every = range(1, len(macs_by_depth) + 1)
+    cost.bar(every, [m / 1e6 for m in macs_by_depth], width=0.5, color="#dddddd", zorder=0)
+    cost.set_ylabel("MACs per image (millions)", color=_GRAY)
+    axis.set_zorder(cost.get_zorder() + 1)
+    axis.patch.set_visible(False)
+    below = [max(0.0, a - low) for a, (low, _) in zip(accuracy, bounds, strict=True)]
+    above = [max(0.0, high - a) for a, (_, high) in zip(accuracy, bounds, strict=True)]
+    axis.errorbar(depths, accuracy, yerr=[below, above], color=_BLUE, marker="o", capsize=3)
+    if chosen in best:
+        axis.plot([chosen], [best[chosen].valid_accuracy], "o", markersize=13, fillstyle="none", color=_GREEN)
+    _target_line(axis, target)
+    axis.set_xticks(list(every)) if len(every) <= 20 else None
+    axis.set_xlabel("depth (blocks)")
+    return _svg(figure)
+
+
+def _timeline(records: Sequence[EpochRecord], target: float | None) -> str:
+    figure, axis = _figure()
+    stages: list[list[int]] = []
+    for index, record in enumerate(records):
+        new = index == 0 or (record.phase, record.depth) != (records[index - 1].phase, records[index - 1].depth)
+        stages.append([index]) if new else stages[-1].append(index)
+    for number, stage in enumerate(stages):
+        first = records[stage[0]]
+        finetuning = first.phase == "finetune"
+        color = _GREEN if finetuning else (_BLUE, _ORANGE)[number % 2]
+        axis.plot([i + 1 for i in stage], [records[i].valid_accuracy for i in stage], marker=".", color=color)
+        if number:
+            axis.axvline(stage[0] + 0.5, color="#cccccc", linewidth=0.8)
+        label = "fine-tune" if finetuning else f"depth {first.depth}"
+        axis.annotate(
+            label,
+            ((stage[0] + stage[-1]) / 2 + 1, 1.01),
+            xycoords=("data", "axes fraction"),
+            ha="center" if len(stages) <= 8 else "left",
+            va="bottom",
+            rotation=0 if len(stages) <= 8 else 60,
+            color=color,
+            fontsize=9,
+        )
+    _target_line(axis, target)
+    lowest = sorted(record.valid_accuracy for record in records)[len(records) // 10]
+    axis.set_ylim(bottom=max(0.0, lowest - 0.02))
+    axis.set_xlabel("epoch")
+    return _svg(figure)
+
+
+def _figure() -> tuple[Any, Any]:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 3.8), layout="constrained")
+    axis = figure.add_subplot()
+    axis.set_ylabel("validation accuracy")
+    axis.grid(axis="y", color="#eeeeee")
+    return figure, axis
+
+
+def _target_line(axis: Any, target: float | None) -> None:
+    if target is not None:
+        axis.axhline(target, color=_GRAY, linestyle="--", linewidth=1)
+        axis.annotate(
+            f"target {target:g}", (0.995, target), xycoords=("axes fraction", "data"), ha="right", va="bottom",
+            fontsize=9, color=_GRAY,
+        )  # fmt: skip
+
+
+def _svg(figure: Any) -> str:
+    import matplotlib
+
+    buffer = io.StringIO()
+    # A fixed salt and no date: the same figures give the same page.
+    with matplotlib.rc_context({"svg.hashsalt": "odn"}):
+        figure.savefig(buffer, format="svg", metadata={"Date": None})
+    text = buffer.getvalue()
+    return text[text.index("<svg") :]

@@ -1,0 +1,110 @@
+"""What happened, epoch by epoch: one frozen record each, kept as JSON lines. No torch here."""
+
+import dataclasses
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Literal
+
+from odn.config import from_table
+from odn.errors import OdnError, UsageError
+
+Phase = Literal["expand", "finetune", "baseline"]
+
+
+class StopReason(StrEnum):
+    """Why training at one depth ended."""
+
+    TARGET_REACHED = "target_reached"
+    PLATEAU = "plateau"
+    EPOCH_BUDGET = "epoch_budget"
+    NON_FINITE = "non_finite"
+
+
+@dataclass(frozen=True, kw_only=True)
+class EpochRecord:
+    """One epoch of training and the evaluation that followed it.
+
+    Attributes:
+        phase: which verb trained.
+        depth: number of blocks of the trained prefix, from 1.
+        epoch: epoch within this phase and depth, from 1.
+        learning_rate: at the end of the epoch.
+        train_loss: mean cross-entropy over the epoch's samples; None when it was not finite.
+        valid_correct: validation images that the averaged weights classified correctly.
+        valid_count: validation images.
+        train_samples: samples trained on in this epoch.
+        evaluated_samples: samples of forward passes without training (recalibration and validation).
+        seconds: wall-clock time of the epoch with its evaluation.
+        stop: why this depth ended with this epoch, None while it goes on.
+    """
+
+    phase: Phase
+    depth: int
+    epoch: int
+    learning_rate: float
+    train_loss: float | None
+    valid_correct: int
+    valid_count: int
+    train_samples: int
+    evaluated_samples: int
+    seconds: float
+    stop: str | None = None
+
+    @property
+    def valid_accuracy(self) -> float:
+        """Validation accuracy of the averaged weights, a fraction."""
+        return self.valid_correct / self.valid_count
+
+
+def write_history(path: Path, records: Iterable[EpochRecord]) -> None:
+    """Write a history anew, one JSON object per line.
+
+    Args:
+        path: the file, replaced.
+        records: the records, oldest first.
+    """
+    path.write_text("".join(_line(record) for record in records), encoding="utf-8")
+
+
+def append_history(path: Path, record: EpochRecord) -> None:
+    """Add one record to the end of a history.
+
+    Args:
+        path: the file, made if absent.
+        record: the newest record.
+    """
+    with path.open("a", encoding="utf-8") as file:
+        file.write(_line(record))
+
+
+def read_history(path: Path) -> list[EpochRecord]:
+    """Read a history; a last line that was cut short by an interruption is left out.
+
+    Args:
+        path: the file; a missing one is an empty history.
+
+    Returns:
+        The records, oldest first.
+
+    Raises:
+        OdnError: when a line other than the last is damaged.
+    """
+    if not path.is_file():
+        return []
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    records = []
+    for number, line in enumerate(lines, 1):
+        try:
+            records.append(from_table(EpochRecord, json.loads(line)))
+        except (json.JSONDecodeError, UsageError, AttributeError) as error:
+            if number == len(lines) and not line.endswith("\n"):
+                break
+            raise OdnError(f"{path}, line {number} is damaged ({error}); restore the file or start anew with --force") from error
+    return records
+
+
+def _line(record: EpochRecord) -> str:
+    return json.dumps(dataclasses.asdict(record)) + "\n"

@@ -1,0 +1,218 @@
+"""The evidence: what the network costs and how it does on images nobody decided anything on."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, final
+
+from rich.console import Console
+from rich.table import Table
+from safetensors.torch import save
+
+from odn.artifact import Artifact, load
+from odn.config import ReportConfig, RunConfig, read_run_config
+from odn.data import Split
+from odn.engine import evaluate
+from odn.files import write_atomically
+from odn.measure import measure_cost, measure_latency
+from odn.network import NetworkSpec, Prefix, build_network, weights_of
+from odn.page import render_page
+from odn.records import EpochRecord, read_history
+from odn.stopping import meets_target, wilson_interval
+
+SCHEMA = 1
+_STOCK = "cifar_resnet20"  # the small network that a person would pick without any search
+
+
+@final
+class Report:
+    """A finished report.
+
+    Args:
+        figures: as in report.json.
+        directory: the run directory it was written to.
+    """
+
+    def __init__(self, figures: dict[str, Any], directory: Path) -> None:
+        self.figures, self.directory = figures, directory
+
+    def __rich__(self) -> Table:
+        """Return the networks as a table for the terminal."""
+        figures = self.figures
+        title = f"{figures['backbone']} on {figures['dataset']['name']}"
+        if figures["target_accuracy"] is not None:
+            verdict = {True: "reached", False: "not reached", None: "unknown"}[figures["reached"]]
+            title += f", target {figures['target_accuracy']:.4f} {verdict}"
+        table = Table(title=f"{title}: depth {figures['depth']} of {figures['max_depth']}")
+        table.add_column("network")
+        for heading in (
+            "depth", "parameters", "MACs", "activations", "file", "valid", "test", "95 % interval", "batch 1", "batch 64",
+        ):  # fmt: skip
+            table.add_column(heading, justify="right")
+        for row in figures["networks"]:
+            table.add_row(row["name"], *_cells(row))
+        return table
+
+    def __str__(self) -> str:
+        """Return the table as text."""
+        console = Console(width=150, color_system=None)
+        with console.capture() as capture:
+            console.print(self)
+        return capture.get()
+
+
+def _cells(row: dict[str, Any]) -> list[str]:
+    def shown(value: Any, text: str) -> str:
+        return "-" if value is None else text.format(value)
+
+    interval = row["test_interval"]
+    latency = row["latency_ms"] or {}
+    return [
+        str(row["depth"]),
+        shown(row["parameters"], "{:,}"),
+        "-" if row["macs"] is None else f"{row['macs'] / 1e6:,.2f} M",
+        "-" if row["peak_activation_bytes"] is None else f"{row['peak_activation_bytes'] / 1024:,.0f} KiB",
+        "-" if row["file_bytes"] is None else f"{row['file_bytes'] / 1024:,.0f} KiB",
+        shown(row["valid_accuracy"], "{:.4f}"),
+        shown(row["test_accuracy"], "{:.4f}"),
+        "-" if interval is None else f"{interval[0]:.4f} to {interval[1]:.4f}",
+        *(f"{latency[key]['p50']:.2f} ms" if key in latency else "-" for key in ("batch_1", "batch_64")),
+    ]
+
+
+def report(
+    run: str | Path,
+    *,
+    test: Split | None = None,
+    valid: Split | None = None,
+    config: ReportConfig | None = None,
+) -> Report:
+    """Measure the artifact of a run and write report.json and report.html beside it.
+
+    Args:
+        run: the run directory; it holds ``artifact`` and, where training was recorded, ``config.toml`` and
+            ``history.jsonl``. What is not known is null in the report.
+        test: the test split, looked at here and nowhere else.
+        valid: the validation split.
+        config: what to measure; None takes the run's own settings.
+
+    Returns:
+        The report; printing it shows a table.
+    """
+    run = Path(run)
+    settings = read_run_config(run / "config.toml") if (run / "config.toml").is_file() else None
+    config = config or (settings.report if settings else ReportConfig())
+    artifact = load(run / "artifact")
+    records = read_history(run / "history.jsonl")
+    figures = _figures(artifact, run, settings, records, test, valid, config)
+    write_atomically(run / "report.json", json.dumps(figures, indent=2, allow_nan=False) + "\n")
+    write_atomically(run / "report.html", render_page(figures, records, _macs_by_depth(artifact)))
+    return Report(figures, run)
+
+
+def _figures(
+    artifact: Artifact,
+    run: Path,
+    settings: RunConfig | None,
+    records: Sequence[EpochRecord],
+    test: Split | None,
+    valid: Split | None,
+    config: ReportConfig,
+) -> dict[str, Any]:
+    network, manifest = artifact.network, artifact.manifest
+    spec = network.spec
+    assert spec is not None
+    full = _full_depth(spec)
+    correct = evaluate(network, valid) if valid is not None else None
+    reached = None
+    if settings and valid is not None and correct is not None:
+        reached = meets_target(correct, len(valid), settings.expand)
+    extracted = _row("extracted", network, config)
+    extracted["file_bytes"] = (run / "artifact" / "weights.safetensors").stat().st_size
+    if valid is not None and correct is not None:
+        extracted["valid_accuracy"] = correct / len(valid)
+    if test is not None:
+        hits = evaluate(network, test)
+        extracted["test_accuracy"] = hits / len(test)
+        extracted["test_interval"] = list(wilson_interval(hits, len(test)))
+    stock = build_network(_STOCK, spec.input_shape, spec.classes)
+    return {
+        "schema": SCHEMA,
+        "dataset": {
+            "name": manifest.dataset.name,
+            "train": manifest.dataset.train,
+            "valid": manifest.dataset.valid,
+            "test": None if test is None else len(test),
+            "classes": len(manifest.labels),
+            "input_shape": list(spec.input_shape),
+        },
+        "backbone": spec.backbone,
+        "seed": settings.seed if settings else None,
+        "target_accuracy": settings.expand.target_accuracy if settings else None,
+        "reached": reached,
+        "depth": network.depth,
+        "max_depth": full.depth,
+        "networks": [
+            _row("full", full, config),
+            extracted,
+            _row(_STOCK, stock.prefix(stock.max_depth), config),
+        ],
+        "cost": _cost(artifact, records, config),
+    }
+
+
+def _full_depth(spec: NetworkSpec) -> Prefix:
+    network = build_network(spec.backbone, spec.input_shape, spec.classes, width=spec.width)
+    return network.prefix(network.max_depth)
+
+
+def _row(name: str, network: Prefix, config: ReportConfig) -> dict[str, Any]:
+    assert network.spec is not None
+    cost = measure_cost(network, network.spec.input_shape)
+    return {
+        "name": name,
+        "runtime": "torch",
+        "depth": network.depth,
+        "parameters": cost.parameters,
+        "parameter_bytes": cost.parameter_bytes,
+        "file_bytes": len(save(weights_of(network))),
+        "macs": cost.macs,
+        "peak_activation_bytes": cost.peak_activation_bytes,
+        "valid_accuracy": None,
+        "test_accuracy": None,
+        "test_interval": None,
+        "latency_ms": measure_latency(network, network.spec.input_shape, config.latency_seconds)
+        if config.latency_seconds
+        else None,
+    }
+
+
+def _macs_by_depth(artifact: Artifact) -> list[int]:
+    spec = artifact.network.spec
+    assert spec is not None
+    network = build_network(spec.backbone, spec.input_shape, spec.classes, width=spec.width, device="meta")
+    return [
+        measure_cost(network.prefix(depth), spec.input_shape).macs for depth in range(1, network.max_depth + 1)
+    ]
+
+
+def _cost(artifact: Artifact, records: Sequence[EpochRecord], config: ReportConfig) -> dict[str, Any]:
+    """Count 3 forward passes' MACs per sample trained on and 1 per sample evaluated."""
+    if not records:
+        keys = ("train_macs", "full_depth_train_macs", "reference_epochs", "seconds", "epochs_by_depth", "finetune_epochs")
+        return dict.fromkeys(keys)
+    macs = _macs_by_depth(artifact)
+    epochs_by_depth: dict[str, int] = {}
+    for record in records:
+        if record.phase == "expand":
+            epochs_by_depth[str(record.depth)] = epochs_by_depth.get(str(record.depth), 0) + 1
+    epoch = records[0]
+    full_epoch_samples = 3 * epoch.train_samples + epoch.evaluated_samples
+    return {
+        "train_macs": sum(macs[r.depth - 1] * (3 * r.train_samples + r.evaluated_samples) for r in records),
+        "full_depth_train_macs": macs[-1] * full_epoch_samples * config.reference_epochs,
+        "reference_epochs": config.reference_epochs,
+        "seconds": round(sum(record.seconds for record in records), 3),
+        "epochs_by_depth": epochs_by_depth,
+        "finetune_epochs": sum(record.phase == "finetune" for record in records),
+    }

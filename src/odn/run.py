@@ -1,0 +1,267 @@
+"""The line of a run, step by step: each step reads the run directory and adds to it."""
+
+import dataclasses
+from collections.abc import Generator
+from pathlib import Path
+from typing import Protocol, TypeVar
+
+from odn.artifact import export, load_network, save_network
+from odn.checkpoint import Checkpoints
+from odn.config import RunConfig, read_run_config, to_table, to_toml
+from odn.data import Data, load_data
+from odn.engine import finish
+from odn.errors import OdnError, UsageError
+from odn.expansion import ExpandResult, expand_epochs, expand_result, kept_name, plan_depths
+from odn.extraction import FinetuneResult, extract, finetune_epochs
+from odn.files import remove, write_atomically
+from odn.network import PartitionedNetwork, Prefix, partition
+from odn.records import EpochRecord, StopReason
+from odn.report import Report, report
+
+Result = TypeVar("Result")
+
+# What the steps after expansion add, in order: writing one makes those after it out of date.
+_PRODUCTS = ("extracted", "finetuned", "artifact", "report.json", "report.html")
+
+
+class Watch(Protocol):
+    """Runs a training generator to its end, and may show its records on the way."""
+
+    def __call__(self, epochs: Generator[EpochRecord, None, Result], /) -> Result:
+        """Return the generator's result."""
+
+
+def run(
+    config: RunConfig, path: Path, *, force: bool = False, resume: bool = False, watch: Watch = finish
+) -> Report:
+    """Do the whole line: data, partition, expand, extract, finetune, artifact, report.
+
+    Args:
+        config: every setting.
+        path: the run directory.
+        force: replace a run that stands there.
+        resume: continue a run that stands there; steps that are complete are not done again.
+        watch: runs the training generators.
+
+    Returns:
+        The report.
+    """
+    data = _expand(config, path, force=force, resume=resume, watch=watch)[0]
+    if not (path / "extracted").is_dir():
+        extract_run(path)
+    if not (path / "finetuned").is_dir():
+        finetune_run(path, resume=resume, watch=watch, data=data)
+    export_run(path, data=data)
+    return report_run(path, data=data)
+
+
+def expand_run(
+    config: RunConfig, path: Path, *, force: bool = False, resume: bool = False, watch: Watch = finish
+) -> ExpandResult:
+    """Expand a network and keep the weights of every depth tried.
+
+    Args:
+        config: every setting.
+        path: the run directory.
+        force: replace a run that stands there.
+        resume: continue a run that stands there.
+        watch: runs the training generator.
+
+    Returns:
+        The chosen depth and how it was found.
+    """
+    return _expand(config, path, force=force, resume=resume, watch=watch)[1]
+
+
+def _expand(
+    config: RunConfig, path: Path, *, force: bool, resume: bool, watch: Watch
+) -> tuple[Data, ExpandResult]:
+    _check_directory(config, path, force=force, resume=resume)
+    # Everything that can be wrong with the request shows before the first byte is written.
+    data = _data(config)
+    network = _network(config, data)
+    plan_depths(config.expand, network.max_depth)
+    if not resume:
+        _create(config, path)
+    checkpoints = Checkpoints("expand", path, resume=resume)
+    if not _finished(checkpoints, config, network):
+        _clear_after(path, None)
+        watch(
+            expand_epochs(
+                network,
+                data.train,
+                data.valid,
+                config=config.expand,
+                training=config.train,
+                seed=config.seed,
+                checkpoints=checkpoints,
+            )
+        )
+    return data, expand_result(checkpoints.records)
+
+
+def extract_run(path: Path, depth: int | None = None) -> Prefix:
+    """Write the network of one depth to ``RUN/extracted``.
+
+    Args:
+        path: the run directory, expanded.
+        depth: blocks to keep; None takes the depth that expansion chose.
+
+    Returns:
+        The extracted network.
+
+    Raises:
+        OdnError: when expansion has not finished, or did not try that depth.
+    """
+    config = read_run_config(path / "config.toml")
+    network = _network(config, _data(config))
+    checkpoints = Checkpoints("expand", path, resume=True)
+    if depth is None:
+        if not _finished(checkpoints, config, network):
+            raise OdnError(f"expansion of {path} has not finished; continue it with: odn run --run {path} --resume")
+        depth = expand_result(checkpoints.records).depth
+    tried = sorted({record.depth for record in checkpoints.records})
+    if depth not in tried:
+        raise UsageError(f"depth {depth} was not trained; allowed: {', '.join(map(str, tried)) or 'none yet'}")
+    small = extract(network, depth)
+    checkpoints.take(kept_name(depth), small)
+    _clear_after(path, None)
+    save_network(small, path / "extracted")
+    return small
+
+
+def finetune_run(
+    path: Path,
+    *,
+    epochs: int | None = None,
+    resume: bool = False,
+    watch: Watch = finish,
+    data: Data | None = None,
+) -> FinetuneResult:
+    """Fine-tune the extracted network and write it to ``RUN/finetuned``.
+
+    Args:
+        path: the run directory, with ``extracted``.
+        epochs: instead of the run's own setting.
+        resume: continue where an interrupted fine-tuning stands.
+        watch: runs the training generator.
+        data: the dataset of the run where it is loaded already.
+
+    Returns:
+        Validation accuracy before and after.
+    """
+    config = read_run_config(path / "config.toml")
+    settings = config.finetune if epochs is None else dataclasses.replace(config.finetune, epochs=epochs)
+    small = load_network(path / "extracted")
+    data = data or _data(config)
+    checkpoints = Checkpoints("finetune", path, resume=resume)
+    _clear_after(path, "extracted")
+    result = watch(
+        finetune_epochs(
+            small,
+            data.train,
+            data.valid,
+            config=settings,
+            training=config.train,
+            seed=config.seed,
+            checkpoints=checkpoints,
+        )
+    )
+    save_network(small.cpu(), path / "finetuned")
+    return result
+
+
+def export_run(path: Path, *, data: Data | None = None) -> Path:
+    """Write the artifact from the fine-tuned network, or from the extracted one where there is none.
+
+    Args:
+        path: the run directory, with ``extracted`` or ``finetuned``.
+        data: the dataset of the run where it is loaded already.
+
+    Returns:
+        The artifact's directory.
+
+    Raises:
+        OdnError: when no network has been extracted.
+    """
+    config = read_run_config(path / "config.toml")
+    source = next((path / name for name in ("finetuned", "extracted") if (path / name).is_dir()), None)
+    if source is None:
+        raise OdnError(f"{path} has no extracted network; run: odn extract {path}")
+    small = load_network(source)
+    data = data or _data(config)
+    _clear_after(path, "finetuned")
+    return export(small, path / "artifact", data.spec)
+
+
+def report_run(path: Path, *, data: Data | None = None) -> Report:
+    """Measure the artifact, look at the test split, and write the report.
+
+    Args:
+        path: the run directory, with ``artifact``.
+        data: the dataset of the run where it is loaded already.
+
+    Returns:
+        The report.
+    """
+    data = data or _data(read_run_config(path / "config.toml"))
+    return report(path, test=data.test, valid=data.valid)
+
+
+def _data(config: RunConfig) -> Data:
+    return load_data(
+        config.dataset, data_dir=config.data_dir, seed=config.seed, config=config.data, augment=config.augment
+    )
+
+
+def _network(config: RunConfig, data: Data) -> PartitionedNetwork:
+    return partition(config.backbone, data.spec, width=config.width, seed=config.seed)
+
+
+def _finished(checkpoints: Checkpoints, config: RunConfig, network: PartitionedNetwork) -> bool:
+    if not checkpoints.records or checkpoints.records[-1].stop is None:
+        return False
+    last = checkpoints.records[-1]
+    deepest = plan_depths(config.expand, network.max_depth)[-1]
+    return last.stop == StopReason.TARGET_REACHED or last.depth == deepest
+
+
+def _check_directory(config: RunConfig, path: Path, *, force: bool, resume: bool) -> None:
+    if force and resume:
+        raise UsageError("--force and --resume exclude each other; give one of them")
+    if resume:
+        stored = read_run_config(path / "config.toml")
+        if stored != config:
+            raise UsageError(f"{path} was started with {_difference(stored, config)}; leave that out to resume")
+    elif path.is_dir() and any(path.iterdir()):
+        is_run = (path / "config.toml").is_file()
+        if not is_run:
+            raise UsageError(f"{path} exists and is not a run directory; choose another with --run")
+        if not force:
+            raise UsageError(f"{path} holds a run; continue it with --resume, replace it with --force, or choose --run")
+    elif path.exists() and not path.is_dir():
+        raise UsageError(f"{path} is a file; choose a directory with --run")
+
+
+def _difference(stored: RunConfig, asked: RunConfig) -> str:
+    def flat(table: dict[str, object], prefix: str = "") -> dict[str, object]:
+        found: dict[str, object] = {}
+        for name, value in table.items():
+            found |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+        return found
+
+    old, new = flat(to_table(stored)), flat(to_table(asked))
+    name = next(name for name in old if old[name] != new[name])
+    return f"{name} = {old[name]!r}, not {new[name]!r}"
+
+
+def _create(config: RunConfig, path: Path) -> None:
+    if path.is_dir() and any(path.iterdir()):
+        remove(path)
+    write_atomically(path / "config.toml", to_toml(config))
+
+
+def _clear_after(path: Path, product: str | None) -> None:
+    start = 0 if product is None else _PRODUCTS.index(product) + 1
+    for name in _PRODUCTS[start:]:
+        remove(path / name)
