@@ -14,7 +14,6 @@ test: $(INSTALLED)
 lint: $(INSTALLED)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/pydoclint --quiet src
 	$(BIN)/mypy
 
 format: $(INSTALLED)

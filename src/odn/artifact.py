@@ -15,12 +15,12 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
-from odn.config import from_table, to_table
 from odn.data import DataSpec, Preprocessing
 from odn.data.images import decode
 from odn.errors import OdnError, UsageError
 from odn.files import new_directory, write_atomically
 from odn.network import NetworkSpec, Prefix, build_prefix, weights_of
+from odn.tables import from_table, to_table
 
 SCHEMA = 1
 _SPEC, _WEIGHTS, _MANIFEST = "spec.json", "weights.safetensors", "manifest.json"
@@ -157,7 +157,11 @@ def export(network: Prefix, directory: str | Path, data: DataSpec) -> Path:
             labels=data.classes,
             preprocessing=data.preprocessing,
             dataset=TrainedOn(name=data.name, train=data.train_count, valid=data.valid_count, seed=data.seed),
-            versions={"odn": version("optimally-deep"), "torch": torch.__version__, "python": platform.python_version()},
+            versions={
+                "odn": version("optimally-deep"),
+                "torch": torch.__version__,
+                "python": platform.python_version(),
+            },
             files={name: _sha256((partial / name).read_bytes()) for name in (_SPEC, _WEIGHTS)},
         )
         write_atomically(partial / _MANIFEST, json.dumps(to_table(manifest), indent=2) + "\n")

@@ -10,12 +10,12 @@ import torch
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from odn.config import from_table
 from odn.engine import Stage
 from odn.errors import OdnError, UsageError
 from odn.files import remove, write_atomically
 from odn.network import Prefix, weights_of
 from odn.records import EpochRecord, Phase, append_history, read_history, write_history
+from odn.tables import from_table
 
 SCHEMA = 1
 
@@ -157,7 +157,14 @@ def _read_position(path: Path) -> Position:
         if table["schema"] != SCHEMA:
             raise OdnError(f"{path} has schema {table['schema']}; this odn reads {SCHEMA}; start anew with --force")
         return from_table(Position, {key: value for key, value in table.items() if key != "schema"})
-    except (safetensors.SafetensorError, OSError, KeyError, TypeError, json.JSONDecodeError, UsageError) as error:
+    except (
+        safetensors.SafetensorError,
+        OSError,
+        KeyError,
+        TypeError,
+        json.JSONDecodeError,
+        UsageError,
+    ) as error:
         raise OdnError(f"{path} is damaged ({error}); start anew with --force") from error
 
 

@@ -4,13 +4,13 @@ import json as json_module
 import logging
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import App, CycloptsError, Parameter
 
 from odn.errors import OdnError, UsageError
+from odn.flags import Flags
 
 if TYPE_CHECKING:
     from odn.config import RunConfig
@@ -32,117 +32,11 @@ def _version() -> str:
     return version("optimally-deep")
 
 
-@Parameter(name="*")
-@dataclass(frozen=True, kw_only=True)
-class Flags:
-    """The settings that have a flag; everything else is set in a recipe (--config).
-
-    Attributes:
-        backbone: network to right-size; see odn backbones.
-        target: validation accuracy to reach, a fraction, e.g. 0.993.
-        data_dir: folder of the named datasets [default: $ODN_DATA_DIR, else data].
-        run: directory that receives everything [default: runs/DATASET].
-        seed: of the split, the weights, the order of samples and the augmentation [default: 0].
-        epochs_per_depth: hard cap on the epochs spent at one depth [default: 30].
-        finetune_epochs: epochs over which the extracted network is annealed [default: 10].
-        train_limit: train on a stratified subset of so many images.
-        depths: the depths to try, e.g. 1,2,4,8 [default: every one].
-        confidence: demand that the lower Wilson bound reaches the target, e.g. 0.95.
-        image_size: resize image files to so many pixels a side.
-        skip_bad_files: leave out image files that cannot be read, and name them.
-        width: factor on the channels of a backbone that scales.
-        precision: arithmetic of training; auto takes bf16 where the hardware has it.
-        config: a TOML recipe, as RUN/config.toml; flags go before it.
-        resume: continue the run that stands in the run directory.
-        force: replace the run that stands in the run directory.
-    """
-
-    backbone: str | None = None
-    target: float | None = None
-    data_dir: Path | None = None
-    run: Path | None = None
-    seed: int | None = None
-    epochs_per_depth: int | None = None
-    finetune_epochs: int | None = None
-    train_limit: int | None = None
-    depths: str | None = None
-    confidence: float | None = None
-    image_size: int | None = None
-    skip_bad_files: Annotated[bool | None, Parameter(negative="")] = None
-    width: float | None = None
-    precision: Literal["auto", "fp32", "bf16"] | None = None
-    config: Path | None = None
-    resume: Annotated[bool, Parameter(negative="")] = False
-    force: Annotated[bool, Parameter(negative="")] = False
-
-    def settle(self, dataset: str | None) -> "tuple[RunConfig, Path]":
-        """Bring flags, recipe and the dataset's defaults together.
-
-        Args:
-            dataset: as given, or None.
-
-        Returns:
-            The settings of the run, and its directory.
-        """
-        from odn.config import read_run_config, read_toml, to_table
-        from odn.defaults import complete
-
-        recipe = read_toml(self.config) if self.config else {}
-        dataset = dataset or recipe.get("dataset")
-        run = self.run or Path("runs") / (Path(dataset).resolve().stem if dataset else "digits")
-        if self.resume:
-            recipe = _merged(to_table(read_run_config(run / "config.toml")), recipe)
-        flags = {
-            "dataset": dataset or recipe.get("dataset", "digits"),
-            "data_dir": str(self.data_dir) if self.data_dir else None,
-            "backbone": self.backbone,
-            "seed": self.seed,
-            "width": self.width,
-            "data": {
-                "train_limit": self.train_limit,
-                "image_size": self.image_size,
-                "skip_bad_files": self.skip_bad_files,
-            },
-            "train": {"precision": self.precision},
-            "expand": {
-                "target_accuracy": self.target,
-                "epochs_per_depth": self.epochs_per_depth,
-                "depths": _depths(self.depths),
-                "confidence": self.confidence,
-            },
-            "finetune": {"epochs": self.finetune_epochs},
-        }
-        return complete(_merged(recipe, flags)), run
-
-
-def _depths(text: str | None) -> list[int] | None:
-    if text is None:
-        return None
-    parts = text.split(",")
-    if not all(part.strip().isdigit() for part in parts):
-        raise UsageError(f"--depths is '{text}'; allowed: whole numbers with commas between, e.g. 1,2,4,8")
-    return [int(part) for part in parts]
-
-
-def _merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
-    """Lay one nested table over another; None stands for not given."""
-    merged = dict(below)
-    for name, value in above.items():
-        if isinstance(value, dict):
-            inner = merged.get(name, {})
-            lower = _merged(inner if isinstance(inner, dict) else {}, value)
-            if lower or name in merged:
-                merged[name] = lower
-        elif value is not None:
-            merged[name] = value
-    return merged
-
-
 Json = Annotated[bool, Parameter(negative="")]
 
 
 @app.command(name="run")
-def run_command(dataset: str | None = None, /, *, flags: Flags = Flags(), json: Json = False) -> int:  # noqa: B008
+def run_command(dataset: str | None = None, /, *, flags: Flags = Flags(), json: Json = False) -> int:
     """Do the whole line: data, expand, extract, finetune, artifact, report.
 
     Args:
@@ -152,18 +46,19 @@ def run_command(dataset: str | None = None, /, *, flags: Flags = Flags(), json: 
         json: print report.json instead of the table.
     """
     config, path = flags.settle(dataset)
+    from odn.display import print_report
     from odn.run import run
 
     report = run(config, path, force=flags.force, resume=flags.resume, watch=_display(config).watch)
     if json:
         _print_json(report.figures)
     else:
-        _print_report(report)
+        print_report(report)
     return DONE if report.figures["reached"] else TARGET_MISSED
 
 
 @app.command(name="expand")
-def expand_command(dataset: str | None = None, /, *, flags: Flags = Flags(), json: Json = False) -> int:  # noqa: B008
+def expand_command(dataset: str | None = None, /, *, flags: Flags = Flags(), json: Json = False) -> int:
     """Grow the network until the target is reached; the first step of a run.
 
     Args:
@@ -180,7 +75,7 @@ def expand_command(dataset: str | None = None, /, *, flags: Flags = Flags(), jso
         _print_json(outcome)
     else:
         verdict = "reached" if result.reached else "not reached"
-        print(f"target {verdict}: depth {result.depth}, valid {result.valid_accuracy:.4f}; next: odn extract {path}")  # noqa: T201
+        print(f"target {verdict}: depth {result.depth}, valid {result.valid_accuracy:.4f}; next: odn extract {path}")
     return DONE if result.reached else TARGET_MISSED
 
 
@@ -195,7 +90,7 @@ def extract_command(run: Path, /, *, depth: int | None = None) -> int:
     from odn.run import extract_run
 
     small = extract_run(run, depth)
-    print(f"depth {small.depth} written to {run / 'extracted'}; next: odn finetune {run}")  # noqa: T201
+    print(f"depth {small.depth} written to {run / 'extracted'}; next: odn finetune {run}")
     return DONE
 
 
@@ -213,7 +108,7 @@ def finetune_command(run: Path, /, *, epochs: int | None = None, resume: Json = 
 
     display = _display(read_run_config(run / "config.toml"))
     result = finetune_run(run, epochs=epochs, resume=resume, watch=display.watch)
-    print(  # noqa: T201
+    print(
         f"valid {result.valid_accuracy_before:.4f} before, {result.valid_accuracy:.4f} after, written to "
         f"{run / 'finetuned'}; next: odn export {run}"
     )
@@ -229,7 +124,7 @@ def export_command(run: Path, /) -> int:
     """
     from odn.run import export_run
 
-    print(f"{export_run(run)}; next: odn report {run}")  # noqa: T201
+    print(f"{export_run(run)}; next: odn report {run}")
     return DONE
 
 
@@ -241,19 +136,26 @@ def report_command(run: Path, /, *, json: Json = False) -> int:
         run: the run directory.
         json: print report.json instead of the table.
     """
+    from odn.display import print_report
     from odn.run import report_run
 
     report = report_run(run)
     if json:
         _print_json(report.figures)
     else:
-        _print_report(report)
+        print_report(report)
     return DONE if report.figures["reached"] else TARGET_MISSED
 
 
 @app.command(name="profile")
 def profile_command(
-    backbone: str, /, *, input_shape: str = "3x32x32", classes: int = 10, width: float = 1.0, json: Json = False
+    backbone: str,
+    /,
+    *,
+    input_shape: str = "3x32x32",
+    classes: int = 10,
+    width: float = 1.0,
+    json: Json = False,
 ) -> int:
     """Print the cost of every depth of a backbone: no data, no training.
 
@@ -265,6 +167,7 @@ def profile_command(
         json: print a list of objects instead of the table.
     """
     shape = _shape(input_shape)
+    from odn.display import print_rows
     from odn.measure import profile
     from odn.network import build_network
 
@@ -273,7 +176,7 @@ def profile_command(
     if json:
         _print_json(rows)
     else:
-        _print_rows(f"{backbone}, {input_shape}, {classes} classes", rows)
+        print_rows(f"{backbone}, {input_shape}, {classes} classes", rows)
     return DONE
 
 
@@ -285,6 +188,7 @@ def backbones_command(*, json: Json = False) -> int:
         json: print a list of objects instead of the table.
     """
     from odn.backbones import BACKBONES
+    from odn.display import print_rows
     from odn.network import build_network
 
     rows = []
@@ -303,12 +207,14 @@ def backbones_command(*, json: Json = False) -> int:
     if json:
         _print_json(rows)
     else:
-        _print_rows("backbones", rows)
+        print_rows("backbones", rows)
     return DONE
 
 
 @app.command(name="predict")
-def predict_command(artifact: Path, files: Annotated[list[Path], Parameter(consume_multiple=True)], /, *, json: Json = False) -> int:
+def predict_command(
+    artifact: Path, files: Annotated[list[Path], Parameter(consume_multiple=True)], /, *, json: Json = False
+) -> int:
     """Classify image files: path, label and probability, one line each.
 
     Args:
@@ -321,9 +227,9 @@ def predict_command(artifact: Path, files: Annotated[list[Path], Parameter(consu
     for path, prediction in load(artifact).predict_files(files):
         if json:
             row = {"path": str(path), "label": prediction.label, "probability": prediction.probability}
-            print(json_module.dumps(row))  # noqa: T201
+            print(json_module.dumps(row))
         else:
-            print(f"{path}\t{prediction.label}\t{prediction.probability:.4f}")  # noqa: T201
+            print(f"{path}\t{prediction.label}\t{prediction.probability:.4f}")
     return DONE
 
 
@@ -353,7 +259,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _fail(message: str, code: int) -> int:
-    print(f"odn: {message}", file=sys.stderr)  # noqa: T201
+    print(f"odn: {message}", file=sys.stderr)
     return code
 
 
@@ -366,33 +272,10 @@ def _shape(text: str) -> tuple[int, int, int]:
 
 
 def _display(config: "RunConfig") -> "Display":
-    from rich.console import Console
-
     from odn.display import Display
 
-    return Display(Console(stderr=True), config)
+    return Display(config)
 
 
 def _print_json(value: Any) -> None:
-    print(json_module.dumps(value, indent=2))  # noqa: T201
-
-
-def _print_report(report: Any) -> None:
-    from rich.console import Console
-
-    console = Console(width=None if sys.stdout.isatty() else 150)
-    console.print(report)
-    console.print(f"report: {report.directory / 'report.html'}", soft_wrap=True, highlight=False)
-    console.print(f"artifact: {report.directory / 'artifact'}", soft_wrap=True, highlight=False)
-
-
-def _print_rows(title: str, rows: list[dict[str, Any]]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(title=title)
-    for name, value in rows[0].items():
-        table.add_column(name, justify="left" if isinstance(value, str) else "right")
-    for row in rows:
-        table.add_row(*(f"{v:,}" if isinstance(v, int) else f"{v:.5f}" if isinstance(v, float) else v for v in row.values()))
-    Console(width=None if sys.stdout.isatty() else 120).print(table)
+    print(json_module.dumps(value, indent=2))

@@ -1,14 +1,16 @@
-"""The live line on stderr while a network trains: depth, epoch, accuracy against the target, time left."""
+"""What a person sees in the terminal: a live line on stderr while a network trains, tables on stdout."""
 
-import time
+import sys
 from collections.abc import Generator
-from typing import TypeVar, final
+from typing import Any, TypeVar, final
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
 
 from odn.config import RunConfig
 from odn.records import EpochRecord
+from odn.report import Report
 
 Result = TypeVar("Result")
 
@@ -20,13 +22,12 @@ class Display:
     On a terminal one line is redrawn, and each depth leaves a line behind; elsewhere every epoch is a line.
 
     Args:
-        console: where to write, usually stderr.
         config: of the run, for the target and the caps on epochs.
+        console: where to write; None means stderr.
     """
 
-    def __init__(self, console: Console, config: RunConfig) -> None:
-        self.console, self.config = console, config
-        self._start = time.monotonic()
+    def __init__(self, config: RunConfig, console: Console | None = None) -> None:
+        self.config, self.console = config, console or Console(stderr=True)
 
     def watch(self, epochs: Generator[EpochRecord, None, Result]) -> Result:
         """Run a training generator to its end.
@@ -75,3 +76,39 @@ class Display:
     def _cap(self, record: EpochRecord) -> int:
         expanding = record.phase == "expand"
         return self.config.expand.epochs_per_depth if expanding else max(self.config.finetune.epochs, record.epoch)
+
+
+def print_report(report: Report) -> None:
+    """Print a report's table and where it lies.
+
+    Args:
+        report: as made by ``odn.report``.
+    """
+    console = _stdout()
+    console.print(report)
+    for name in ("report.html", "artifact"):
+        console.print(f"{name.split('.')[0]}: {report.directory / name}", soft_wrap=True, highlight=False)
+
+
+def print_rows(title: str, rows: list[dict[str, Any]]) -> None:
+    """Print a table.
+
+    Args:
+        title: above it.
+        rows: one or more, all with the same keys.
+    """
+    table = Table(title=title)
+    for name, value in rows[0].items():
+        table.add_column(name, justify="left" if isinstance(value, str) else "right")
+    for row in rows:
+        table.add_row(*map(_cell, row.values()))
+    _stdout().print(table)
+
+
+def _cell(value: str | int | float) -> str:
+    return f"{value:,}" if isinstance(value, int) else f"{value:.5f}" if isinstance(value, float) else value
+
+
+def _stdout() -> Console:
+    # A pipe has no width of its own: wide enough that no table is folded.
+    return Console(width=None if sys.stdout.isatty() else 150)

@@ -6,7 +6,7 @@ Shapes: B batch, C channels, H height, W width.
 
 import math
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from typing import Literal, TypeVar, final
 
 import torch
@@ -19,8 +19,9 @@ from odn.config import Precision, TrainConfig
 from odn.data import Split, derive_seed, plain_batches, training_batches
 from odn.network import Prefix
 from odn.records import EpochRecord, Phase
+from odn.schedules import Schedule
 
-Schedule = Callable[[float], float]
+_Tensors = tuple[Tensor, ...] | list[Tensor]
 _EVALUATION_BATCH = 256
 _MAX_EMA_STEPS = 2000
 
@@ -53,37 +54,11 @@ def batch_size_for(config: TrainConfig, train_count: int) -> int:
         train_count: images in the training split.
 
     Returns:
-        The batch size asked for, or a sixteenth of the images as a power of two between 16 and 128.
+        The batch size asked for, or a 64th of the images, rounded down to a power of two between 32 and 256.
     """
     if config.batch_size:
         return config.batch_size
-    return min(max(1 << (max(train_count // 16, 1).bit_length() - 1), 16), 128)
-
-
-def constant_after_warmup(warmup_epochs: float) -> Schedule:
-    """Return the schedule of expansion: a linear rise, then a constant learning rate.
-
-    Args:
-        warmup_epochs: length of the rise.
-
-    Returns:
-        Factor on the learning rate as a function of the epochs trained at this depth.
-    """
-    return lambda epochs: min(1.0, epochs / warmup_epochs) if warmup_epochs else 1.0
-
-
-def anneal(total_epochs: int, warmup_epochs: float) -> Schedule:
-    """Return the schedule of fine-tuning: a linear rise over at most a tenth, then half a cosine down to zero.
-
-    Args:
-        total_epochs: length of the whole schedule.
-        warmup_epochs: longest rise.
-
-    Returns:
-        Factor on the learning rate as a function of the epochs trained.
-    """
-    rise = constant_after_warmup(min(warmup_epochs, total_epochs / 10))
-    return lambda epochs: rise(epochs) * 0.5 * (1 + math.cos(math.pi * min(1.0, epochs / total_epochs)))
+    return min(max(1 << (max(train_count // 64, 1).bit_length() - 1), 32), 256)
 
 
 @final
@@ -118,18 +93,18 @@ class Stage:
         self.steps_per_epoch = max(len(train) // self.batch_size, 1)
         self.step = 0
         # Convolutions of small images are up to twice as fast with channels last, on CPUs as on GPUs.
-        self.prefix = prefix.to(self.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.prefix = prefix.to(self.device).to(memory_format=torch.channels_last)
         self.ema = AveragedModel(self.prefix, multi_avg_fn=self._average)
-        optimizer = _make_optimizer(self.prefix, config)
+        self.optimizer: torch.optim.Optimizer = _make_optimizer(self.prefix, config, self.batch_size)
         if previous is not None:
-            _carry_over(previous.optimizer, optimizer, same_as or {})
-        self.optimizer = optimizer
-        self.model, self._stepper = self.accelerator.prepare(self.prefix, optimizer)
+            _carry_over(previous.optimizer, self.optimizer, same_as or {})
+        self.model, self._stepper = self.accelerator.prepare(self.prefix, self.optimizer)
 
     @property
     def averaged(self) -> Prefix:
         """The network with averaged weights: the one that is judged, kept and deployed."""
-        module: Prefix = self.ema.module
+        module = self.ema.module
+        assert isinstance(module, Prefix)
         return module
 
     def train_step(self, x_BCHW: Tensor, labels_B: Tensor, schedule: Schedule) -> Tensor:
@@ -157,16 +132,18 @@ class Stage:
         self.ema.update_parameters(self.prefix)
         return loss.detach()
 
-    def _average(self, averaged: list[Tensor], current: list[Tensor], count: Tensor | int) -> None:
+    def _average(self, averaged: _Tensors, current: _Tensors, count: Tensor | int) -> None:
         horizon = min(max(self.config.ema_epochs * self.steps_per_epoch, 10.0), _MAX_EMA_STEPS)
         # Early on, the average reaches back over a fixed share of the steps so far: it forgets its start.
         decay = min(1 - 1 / horizon, (1 + self.step) / (10 + self.step))
         get_ema_multi_avg_fn(decay)(averaged, current, count)
 
 
-def _make_optimizer(prefix: Prefix, config: TrainConfig) -> torch.optim.Optimizer:
+def _make_optimizer(prefix: Prefix, config: TrainConfig, batch_size: int) -> torch.optim.Optimizer:
     sgd = config.optimizer == "sgd"
-    rate = config.learning_rate or (0.1 if sgd else 0.002)
+    # Linear scaling for SGD (Goyal et al., arXiv 1706.02677), square root for Adam (Malladi et al., arXiv 2205.10287).
+    batches = batch_size / 128
+    rate = config.learning_rate or (0.1 * batches if sgd else 0.002 * math.sqrt(batches))
     decay = config.weight_decay if config.weight_decay >= 0 else (5e-4 if sgd else 0.05)
     weights = [p for p in prefix.parameters() if p.ndim >= 2]
     others = [p for p in prefix.parameters() if p.ndim < 2]

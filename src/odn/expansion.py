@@ -15,10 +15,11 @@ from torch import nn
 from odn.checkpoint import Checkpoints
 from odn.config import ExpandConfig, TrainConfig
 from odn.data import Split
-from odn.engine import Stage, constant_after_warmup, finish, train_epochs
+from odn.engine import Stage, finish, train_epochs
 from odn.errors import OdnError, UsageError
 from odn.network import PartitionedNetwork
 from odn.records import EpochRecord, StopReason
+from odn.schedules import constant_after_warmup
 from odn.stopping import decide
 
 
@@ -164,9 +165,7 @@ def expand_result(records: Sequence[EpochRecord]) -> ExpandResult:
     candidates = [record for record in records if record.depth == last.depth] if reached else records
     # max() keeps the first of equals: the shallowest depth.
     best = max(candidates, key=lambda record: record.valid_correct)
-    return ExpandResult(
-        depth=best.depth, reached=reached, valid_accuracy=best.valid_accuracy, records=tuple(records)
-    )
+    return ExpandResult(depth=best.depth, reached=reached, valid_accuracy=best.valid_accuracy, records=tuple(records))
 
 
 def plan_depths(config: ExpandConfig, max_depth: int) -> list[int]:
@@ -200,11 +199,9 @@ def kept_name(depth: int) -> str:
 
 
 def _grow(network: PartitionedNetwork, stage: Stage, depth: int, train: Split) -> Stage:
-    """Attach the next blocks to the network that was judged, and take the optimizer's memory along.
-
-    Training goes on from the averaged weights. A new block whose residual branch starts at zero and whose shapes
-    agree leaves the function as it was; so does its head, copied where the widths match.
-    """
+    """Attach the next blocks to the network that was judged, and take the optimizer's memory along."""
+    # Training goes on from the averaged weights. A new block whose residual branch starts at zero and whose shapes
+    # agree leaves the function as it was, and so does its head, copied where the widths match.
     stage.prefix.load_state_dict(stage.averaged.state_dict())
     old_head, new_head = stage.prefix.head, network.heads[depth - 1]
     same_as: dict[nn.Parameter, nn.Parameter] = {}

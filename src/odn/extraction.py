@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from odn.checkpoint import Checkpoints
 from odn.config import FinetuneConfig, TrainConfig
 from odn.data import Split
-from odn.engine import Stage, anneal, evaluate, finish, train_epochs
+from odn.engine import Stage, evaluate, finish, train_epochs
 from odn.errors import OdnError
 from odn.network import PartitionedNetwork, Prefix
 from odn.records import EpochRecord
+from odn.schedules import anneal
 
 _KEPT = "finetuned_best"
 

@@ -64,7 +64,7 @@ class _LiveBytes(TorchDispatchMode):
     """Follows the storages that operations make until nothing refers to them."""
 
     def __init__(self, known: Iterable[Tensor]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.peak = 0
         self._known = {StorageWeakRef(tensor.untyped_storage()) for tensor in known}
         self._live: dict[StorageWeakRef, int] = {}

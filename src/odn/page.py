@@ -16,23 +16,24 @@ _PAGE = Template("""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
 <title>$title</title>
 <style>
-body { font: 16px/1.5 system-ui, sans-serif; color: #222; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; }
+body { font: 16px/1.5 system-ui, sans-serif; color: #222; max-width: 66rem; margin: 2rem auto; padding: 0 1rem; }
 h1 { font-size: 1.5rem; margin-bottom: .2rem; } h2 { font-size: 1.1rem; margin-top: 2rem; }
 .verdict { font-size: 1.15rem; } .missed { color: #a02020; } .met { color: #2c7a3f; }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; font-size: .9rem; } th, td { padding: .3rem .7rem; text-align: right; }
 th:first-child, td:first-child { text-align: left; } thead th { border-bottom: 2px solid #444; }
 tbody tr { border-bottom: 1px solid #ddd; } svg { max-width: 100%; height: auto; }
-p.note { color: #555; font-size: .9rem; } pre { font-size: .8rem; background: #f5f5f5; padding: 1rem; overflow-x: auto; }
+p.note { color: #555; font-size: .9rem; }
+pre { font-size: .8rem; background: #f5f5f5; padding: 1rem; overflow-x: auto; }
 </style></head><body>
 <h1>$title</h1>
 <p class="verdict">$verdict</p>
 <p>$data</p>
 <h2>Networks</h2>
 <div class="scroll"><table><thead><tr>$headings</tr></thead><tbody>$rows</tbody></table></div>
-<p class="note">Latencies are medians with one CPU thread; the interval is Wilson's at 95 %. A dash was not measured:
-networks other than the extracted one were built for their cost and not trained. Parameters and bytes are not time: compare
-multiply-accumulates (MACs), activations and latency as well.</p>
+<p class="note">Latencies are medians with one CPU thread; the interval is Wilson's at 95 %. A dash was not
+measured: networks other than the extracted one were built for their cost and not trained. Parameters and bytes are not
+time: compare multiply-accumulates (MACs), activations and latency as well.</p>
 $charts
 <h2>Cost of the search</h2>
 <p>$cost</p>
@@ -74,18 +75,57 @@ def render_page(figures: dict[str, Any], records: Sequence[EpochRecord], macs_by
             f"{dataset['classes']} classes, images of {shape}; {dataset['train']:,} for training, "
             f"{dataset['valid']:,} for validation, test: {test}. Seed {figures['seed']}."
         ),
-        headings="".join(f"<th>{h}</th>" for h in _HEADINGS),
-        rows="".join(_table_row(row) for row in figures["networks"]),
+        headings="".join(f"<th>{escape(heading)}</th>" for heading in HEADINGS),
+        rows="".join(
+            "<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in cells(row)) + "</tr>" for row in figures["networks"]
+        ),
         charts=charts,
         cost=escape(_cost_sentence(figures["cost"])),
         json=escape(json.dumps(figures, indent=2)),
     )
 
 
-_HEADINGS = (
-    "network", "depth", "parameters", "MACs", "peak activations", "file", "valid", "test", "interval",
-    "batch 1", "batch 64",
-)  # fmt: skip
+HEADINGS = (
+    "network",
+    "depth",
+    "parameters",
+    "MACs",
+    "activations",
+    "file",
+    "valid",
+    "test",
+    "95 % interval",
+    "batch 1",
+    "batch 64",
+)
+
+
+def cells(row: dict[str, Any]) -> list[str]:
+    """Put one network of a report into words, the same for the terminal and the page.
+
+    Args:
+        row: an entry of ``networks`` in report.json.
+
+    Returns:
+        One text per heading; a dash stands for what was not measured.
+    """
+    latency, interval = row["latency_ms"] or {}, row["test_interval"]
+    return [
+        row["name"],
+        str(row["depth"]),
+        f"{row['parameters']:,}",
+        f"{row['macs'] / 1e6:,.2f} M",
+        f"{row['peak_activation_bytes'] / 1024:,.0f} KiB",
+        f"{row['file_bytes'] / 1024:,.0f} KiB",
+        _fraction(row["valid_accuracy"]),
+        _fraction(row["test_accuracy"]),
+        "-" if interval is None else " to ".join(map(_fraction, interval)),
+        *(f"{latency[key]['p50']:.2f} ms" if key in latency else "-" for key in ("batch_1", "batch_64")),
+    ]
+
+
+def _fraction(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"
 
 
 def _verdict(figures: dict[str, Any]) -> str:
@@ -97,28 +137,9 @@ def _verdict(figures: dict[str, Any]) -> str:
     target = f"validation accuracy {figures['target_accuracy']:.4f}"
     if figures["reached"]:
         return f'<span class="met">Target reached</span> ({escape(target)}) with {escape(depth)}: {escape(saved)}.'
-    return f'<span class="missed">Target not reached</span> ({escape(target)}); best was {escape(depth)}: {escape(saved)}.'
-
-
-def _table_row(row: dict[str, Any]) -> str:
-    latency = row["latency_ms"] or {}
-    cells = [
-        row["name"],
-        row["depth"],
-        f"{row['parameters']:,}",
-        f"{row['macs'] / 1e6:,.2f} M",
-        f"{row['peak_activation_bytes'] / 1024:,.0f} KiB",
-        f"{row['file_bytes'] / 1024:,.0f} KiB",
-        _percent(row["valid_accuracy"]),
-        _percent(row["test_accuracy"]),
-        "–" if row["test_interval"] is None else " – ".join(map(_percent, row["test_interval"])),
-        *(f"{latency[k]['p50']:.2f} ms" if k in latency else "–" for k in ("batch_1", "batch_64")),
-    ]
-    return "<tr>" + "".join(f"<td>{escape(str(cell))}</td>" for cell in cells) + "</tr>"
-
-
-def _percent(fraction: float | None) -> str:
-    return "–" if fraction is None else f"{100 * fraction:.2f} %"
+    return (
+        f'<span class="missed">Target not reached</span> ({escape(target)}); best was {escape(depth)}: {escape(saved)}.'
+    )
 
 
 def _cost_sentence(cost: dict[str, Any]) -> str:
@@ -167,7 +188,10 @@ def _timeline(records: Sequence[EpochRecord], target: float | None) -> str:
     figure, axis = _figure()
     stages: list[list[int]] = []
     for index, record in enumerate(records):
-        new = index == 0 or (record.phase, record.depth) != (records[index - 1].phase, records[index - 1].depth)
+        new = index == 0 or (record.phase, record.depth) != (
+            records[index - 1].phase,
+            records[index - 1].depth,
+        )
         stages.append([index]) if new else stages[-1].append(index)
     for number, stage in enumerate(stages):
         first = records[stage[0]]

@@ -8,8 +8,8 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Literal
 
-from odn.config import from_table
 from odn.errors import OdnError, UsageError
+from odn.tables import from_table
 
 Phase = Literal["expand", "finetune", "baseline"]
 
@@ -102,7 +102,9 @@ def read_history(path: Path) -> list[EpochRecord]:
         except (json.JSONDecodeError, UsageError, AttributeError) as error:
             if number == len(lines) and not line.endswith("\n"):
                 break
-            raise OdnError(f"{path}, line {number} is damaged ({error}); restore the file or start anew with --force") from error
+            raise OdnError(
+                f"{path}, line {number} is damaged ({error}); restore the file or start anew with --force"
+            ) from error
     return records
 
 

@@ -16,7 +16,7 @@ from odn.engine import evaluate
 from odn.files import write_atomically
 from odn.measure import measure_cost, measure_latency
 from odn.network import NetworkSpec, Prefix, build_network, weights_of
-from odn.page import render_page
+from odn.page import HEADINGS, cells, render_page
 from odn.records import EpochRecord, read_history
 from odn.stopping import meets_target, wilson_interval
 
@@ -44,13 +44,10 @@ class Report:
             verdict = {True: "reached", False: "not reached", None: "unknown"}[figures["reached"]]
             title += f", target {figures['target_accuracy']:.4f} {verdict}"
         table = Table(title=f"{title}: depth {figures['depth']} of {figures['max_depth']}")
-        table.add_column("network")
-        for heading in (
-            "depth", "parameters", "MACs", "activations", "file", "valid", "test", "95 % interval", "batch 1", "batch 64",
-        ):  # fmt: skip
-            table.add_column(heading, justify="right")
+        for number, heading in enumerate(HEADINGS):
+            table.add_column(heading, justify="right" if number else "left")
         for row in figures["networks"]:
-            table.add_row(row["name"], *_cells(row))
+            table.add_row(*cells(row))
         return table
 
     def __str__(self) -> str:
@@ -59,25 +56,6 @@ class Report:
         with console.capture() as capture:
             console.print(self)
         return capture.get()
-
-
-def _cells(row: dict[str, Any]) -> list[str]:
-    def shown(value: Any, text: str) -> str:
-        return "-" if value is None else text.format(value)
-
-    interval = row["test_interval"]
-    latency = row["latency_ms"] or {}
-    return [
-        str(row["depth"]),
-        shown(row["parameters"], "{:,}"),
-        "-" if row["macs"] is None else f"{row['macs'] / 1e6:,.2f} M",
-        "-" if row["peak_activation_bytes"] is None else f"{row['peak_activation_bytes'] / 1024:,.0f} KiB",
-        "-" if row["file_bytes"] is None else f"{row['file_bytes'] / 1024:,.0f} KiB",
-        shown(row["valid_accuracy"], "{:.4f}"),
-        shown(row["test_accuracy"], "{:.4f}"),
-        "-" if interval is None else f"{interval[0]:.4f} to {interval[1]:.4f}",
-        *(f"{latency[key]['p50']:.2f} ms" if key in latency else "-" for key in ("batch_1", "batch_64")),
-    ]
 
 
 def report(
@@ -191,15 +169,20 @@ def _macs_by_depth(artifact: Artifact) -> list[int]:
     spec = artifact.network.spec
     assert spec is not None
     network = build_network(spec.backbone, spec.input_shape, spec.classes, width=spec.width, device="meta")
-    return [
-        measure_cost(network.prefix(depth), spec.input_shape).macs for depth in range(1, network.max_depth + 1)
-    ]
+    return [measure_cost(network.prefix(depth), spec.input_shape).macs for depth in range(1, network.max_depth + 1)]
 
 
 def _cost(artifact: Artifact, records: Sequence[EpochRecord], config: ReportConfig) -> dict[str, Any]:
     """Count 3 forward passes' MACs per sample trained on and 1 per sample evaluated."""
     if not records:
-        keys = ("train_macs", "full_depth_train_macs", "reference_epochs", "seconds", "epochs_by_depth", "finetune_epochs")
+        keys = (
+            "train_macs",
+            "full_depth_train_macs",
+            "reference_epochs",
+            "seconds",
+            "epochs_by_depth",
+            "finetune_epochs",
+        )
         return dict.fromkeys(keys)
     macs = _macs_by_depth(artifact)
     epochs_by_depth: dict[str, int] = {}

@@ -7,7 +7,7 @@ from typing import Protocol, TypeVar
 
 from odn.artifact import export, load_network, save_network
 from odn.checkpoint import Checkpoints
-from odn.config import RunConfig, read_run_config, to_table, to_toml
+from odn.config import RunConfig, read_run_config, to_toml
 from odn.data import Data, load_data
 from odn.engine import finish
 from odn.errors import OdnError, UsageError
@@ -17,6 +17,7 @@ from odn.files import remove, write_atomically
 from odn.network import PartitionedNetwork, Prefix, partition
 from odn.records import EpochRecord, StopReason
 from odn.report import Report, report
+from odn.tables import to_table
 
 Result = TypeVar("Result")
 
@@ -31,9 +32,7 @@ class Watch(Protocol):
         """Return the generator's result."""
 
 
-def run(
-    config: RunConfig, path: Path, *, force: bool = False, resume: bool = False, watch: Watch = finish
-) -> Report:
+def run(config: RunConfig, path: Path, *, force: bool = False, resume: bool = False, watch: Watch = finish) -> Report:
     """Do the whole line: data, partition, expand, extract, finetune, artifact, report.
 
     Args:
@@ -73,9 +72,7 @@ def expand_run(
     return _expand(config, path, force=force, resume=resume, watch=watch)[1]
 
 
-def _expand(
-    config: RunConfig, path: Path, *, force: bool, resume: bool, watch: Watch
-) -> tuple[Data, ExpandResult]:
+def _expand(config: RunConfig, path: Path, *, force: bool, resume: bool, watch: Watch) -> tuple[Data, ExpandResult]:
     _check_directory(config, path, force=force, resume=resume)
     # Everything that can be wrong with the request shows before the first byte is written.
     data = _data(config)
@@ -111,7 +108,8 @@ def extract_run(path: Path, depth: int | None = None) -> Prefix:
         The extracted network.
 
     Raises:
-        OdnError: when expansion has not finished, or did not try that depth.
+        OdnError: when expansion has not finished.
+        UsageError: when it did not try that depth.
     """
     config = read_run_config(path / "config.toml")
     network = _network(config, _data(config))

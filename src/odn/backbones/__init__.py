@@ -3,11 +3,10 @@
 from odn.backbones import cifar_resnet, resnet
 from odn.backbones.parts import Backbone as Backbone
 from odn.backbones.parts import Parts as Parts
+from odn.backbones.shapes import feature_shapes as feature_shapes
 from odn.errors import UsageError, did_you_mean
 
-BACKBONES: dict[str, Backbone] = {
-    backbone.name: backbone for backbone in (*resnet.BACKBONES, *cifar_resnet.BACKBONES)
-}
+BACKBONES: dict[str, Backbone] = {backbone.name: backbone for backbone in (*resnet.BACKBONES, *cifar_resnet.BACKBONES)}
 
 
 def find_backbone(name: str, width: float = 1.0) -> Backbone:

@@ -27,9 +27,7 @@ def _build(
         if in_channels != 3:
             resnet.conv1 = nn.Conv2d(in_channels, 64, 7, stride=2, padding=3, bias=False)
             nn.init.kaiming_normal_(resnet.conv1.weight, mode="fan_out", nonlinearity="relu")
-        stem = nn.Sequential(
-            OrderedDict(conv=resnet.conv1, norm=resnet.bn1, relu=resnet.relu, maxpool=resnet.maxpool)
-        )
+        stem = nn.Sequential(OrderedDict(conv=resnet.conv1, norm=resnet.bn1, relu=resnet.relu, maxpool=resnet.maxpool))
     return Parts(stem=stem, blocks=(*resnet.layer1, *resnet.layer2, *resnet.layer3, *resnet.layer4))
 
 

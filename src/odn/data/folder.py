@@ -33,13 +33,13 @@ def read_folder(root: Path) -> Source:
     if (root / "train").is_dir():
         classes = _class_names(root / "train")
         valid = next((root / name for name in _VALID_NAMES if (root / name).is_dir()), None)
-        test = root / "test"
+        test = _list(root / "test", classes) if (root / "test").is_dir() else None
         return Source(
             name=root.resolve().name,
             classes=classes,
             train=_list(root / "train", classes),
             valid=_list(valid, classes) if valid else None,
-            test=(lambda samples=_list(test, classes): samples) if test.is_dir() else None,  # type: ignore[misc]
+            test=(lambda: test) if test else None,
         )
     classes = _class_names(root)
     return Source(name=root.resolve().name, classes=classes, train=_list(root, classes))

@@ -137,7 +137,10 @@ def _split_off(samples: Samples, fraction: float, seed: int) -> tuple[Samples, S
     classes = len(np.unique(labels))
     count = min(max(round(fraction * len(labels)), classes), len(labels) - classes)
     rest, part = train_test_split(
-        np.arange(len(labels)), test_size=count, stratify=labels, random_state=derive_seed(seed, "split") % 2**32
+        np.arange(len(labels)),
+        test_size=count,
+        stratify=labels,
+        random_state=derive_seed(seed, "split") % 2**32,
     )
     return samples.take(np.sort(part)), samples.take(np.sort(rest))
 

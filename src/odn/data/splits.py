@@ -97,9 +97,7 @@ class Split(Protocol):
     def __len__(self) -> int:
         """Return the number of images."""
 
-    def batches(
-        self, batch_size: int, indices: Tensor, device: torch.device
-    ) -> Iterator[tuple[Tensor, Tensor]]:
+    def batches(self, batch_size: int, indices: Tensor, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield the images at ``indices``, in that order, as (uint8 images BCHW, int64 labels B)."""
 
 
@@ -122,9 +120,7 @@ class TensorSplit:
         """Return the number of images."""
         return len(self.labels)
 
-    def batches(
-        self, batch_size: int, indices: Tensor, device: torch.device
-    ) -> Iterator[tuple[Tensor, Tensor]]:
+    def batches(self, batch_size: int, indices: Tensor, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield batches straight from memory.
 
         Args:
@@ -172,9 +168,7 @@ class FileSplit:
         """Return the number of images."""
         return len(self.paths)
 
-    def batches(
-        self, batch_size: int, indices: Tensor, device: torch.device
-    ) -> Iterator[tuple[Tensor, Tensor]]:
+    def batches(self, batch_size: int, indices: Tensor, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield batches decoded by the workers.
 
         Args:

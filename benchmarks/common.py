@@ -1,0 +1,157 @@
+"""What every benchmark shares: its options, its finished cells, the machine it ran on, and its page.
+
+``python -m benchmarks.NAME [--quick] [--data-dir DIR] [--out FILE.json]`` prints a table and writes JSON with
+``machine command date commit summary rows``. Cells that are finished are kept in that file, so that an interrupted
+benchmark goes on where it stopped. The page beside it is made from the JSON alone.
+"""
+
+import argparse
+import datetime
+import json
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, final
+
+ROOT = Path(__file__).parents[1]
+Row = dict[str, Any]
+
+
+def parse(name: str, description: str) -> argparse.Namespace:
+    """Read the options that every benchmark has.
+
+    Args:
+        name: of the benchmark.
+        description: for --help.
+
+    Returns:
+        quick, data_dir and out; a quick run writes beside the results that are kept, never over them.
+    """
+    parser = argparse.ArgumentParser(prog=f"python -m benchmarks.{name}", description=description)
+    parser.add_argument("--quick", action="store_true", help="a reduced run of the same code in under 10 minutes")
+    parser.add_argument("--data-dir", type=Path, default=Path(os.environ.get("ODN_DATA_DIR", "data")))
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args()
+    if options.out is None:
+        folder = ROOT / "runs" / "quick" if options.quick else ROOT / "benchmarks" / "results"
+        options.out = folder / f"{name}.json"
+    return options
+
+
+@final
+class Cells:
+    """The finished cells of a benchmark, kept in its JSON file.
+
+    Args:
+        path: of the JSON file.
+        summarise: turns all rows into the figures of the contract; what was not measured is None.
+    """
+
+    def __init__(self, path: Path, summarise: Callable[[list[Row]], Row]) -> None:
+        self.path, self.summarise = path, summarise
+        self.rows: list[Row] = json.loads(path.read_text())["rows"] if path.is_file() else []
+
+    def run(self, key: Row, measure: Callable[[], Row]) -> None:
+        """Measure one cell unless it is finished.
+
+        Args:
+            key: what identifies the cell; part of its row.
+            measure: does the work and returns the rest of the row.
+        """
+        if any(key.items() <= row.items() for row in self.rows):
+            print("kept:", *key.values(), flush=True)
+            return
+        row = {**key, **measure(), "date": datetime.date.today().isoformat(), "commit": commit()}
+        self.rows.append(row)
+        print(*(f"{name}={value}" for name, value in row.items()), flush=True)
+        self.save()
+
+    def save(self) -> None:
+        """Write the JSON file."""
+        document = {
+            "machine": machine(),
+            "command": " ".join(["python -m", (sys.modules["__main__"].__spec__ or argparse.Namespace(name="?")).name]),
+            "date": datetime.date.today().isoformat(),
+            "commit": commit(),
+            "summary": self.summarise(self.rows),
+            "rows": self.rows,
+        }
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = self.path.with_suffix(".partial")
+        temporary.write_text(json.dumps(document, indent=2) + "\n")
+        temporary.replace(self.path)
+
+
+def machine() -> str:
+    """Describe the machine in one line: processor, cores, Python and torch."""
+    import torch
+
+    model = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.is_file():
+        names = [line.split(":")[1].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
+        model = names[0] if names else model
+    gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
+    return f"{model}, {os.cpu_count()} cores{gpu}; Python {platform.python_version()}, torch {torch.__version__}"
+
+
+def commit() -> str:
+    """Return the short name of the commit, with ``+`` when the working tree differs from it."""
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
+
+    changed = git("status", "--porcelain", "--untracked-files=no", "--", "src", "benchmarks/*.py")
+    return git("rev-parse", "--short", "HEAD") + ("+" if changed else "")
+
+
+def table(rows: Sequence[Row], columns: Sequence[str]) -> str:
+    """Write rows as a Markdown table.
+
+    Args:
+        rows: the rows.
+        columns: which entries to show, in order.
+
+    Returns:
+        The table; None shows as a dash.
+    """
+
+    def cell(value: Any) -> str:
+        if isinstance(value, float):
+            return f"{value:.4f}" if abs(value) < 10 else f"{value:,.1f}"
+        return "-" if value is None else f"{value:,}" if isinstance(value, int) else str(value)
+
+    lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
+    lines += ["| " + " | ".join(cell(row.get(column)) for column in columns) + " |" for row in rows]
+    return "\n".join(lines)
+
+
+def write_page(
+    path: Path, title: str, text: str, bars: Sequence[Row], rows: Sequence[Row], columns: Sequence[str]
+) -> None:
+    """Write the page of a benchmark beside its JSON file, and print it.
+
+    Args:
+        path: of the JSON file.
+        title: of the page.
+        text: what was done and what to keep in mind.
+        bars: rows of ``figure bar measured``.
+        rows: the cells.
+        columns: of the cells to show.
+    """
+    document = json.loads(path.read_text())
+    page = f"""# {title}
+
+{document["date"]}, commit {document["commit"]}, `{document["command"]}`, on: {document["machine"]}.
+
+{text}
+
+{table(bars, ("figure", "bar", "measured"))}
+
+{table(rows, columns)}
+"""
+    path.with_suffix(".md").write_text(page)
+    print(page)

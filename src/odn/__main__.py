@@ -1,0 +1,5 @@
+"""``python -m odn`` is the command ``odn``."""
+
+from odn.cli import main
+
+main()

@@ -1,0 +1,93 @@
+"""What several tests share: small data made on the spot, the command, and real data where it is at hand."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from odn.cli import main
+from odn.config import AugmentConfig
+from odn.data import Data, DataSpec, Preprocessing, TensorSplit
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="session")
+def data_dir() -> Path:
+    """Folder with MNIST and Fashion-MNIST in torchvision's layout."""
+    candidates = [os.environ.get("ODN_DATA_DIR"), ROOT.parent / "shared" / "data"]
+    for candidate in candidates:
+        if candidate and (Path(candidate) / "MNIST" / "raw").is_dir():
+            return Path(candidate)
+    pytest.skip("MNIST is not at hand: set ODN_DATA_DIR to the folder that holds MNIST/raw")
+
+
+@pytest.fixture
+def odn(capsys):
+    """Run the command in this process; returns (exit code, stdout, stderr)."""
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as exit_:
+            main([str(argument) for argument in arguments])
+        out, err = capsys.readouterr()
+        return exit_.value.code, out, err
+
+    return run
+
+
+@pytest.fixture
+def refused(odn):
+    """Run the command, and check that it fails with one line on stderr and without a traceback."""
+
+    def run(*arguments: object, code: int) -> str:
+        got, out, err = odn(*arguments)
+        assert got == code, (got, err)
+        assert out == ""
+        assert err.startswith("odn: ")
+        assert err.count("\n") == 1, err
+        return err
+
+    return run
+
+
+def stripes(count: int, *, classes: int = 3, side: int = 8, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Easy images: class k is a bright horizontal band at its own height, on noise. uint8 (N, side, side)."""
+    generator = np.random.default_rng(seed)
+    labels = np.arange(count) % classes
+    images = generator.integers(0, 120, (count, side, side), dtype=np.uint8)
+    band = side // classes
+    for image, label in zip(images, labels, strict=True):
+        image[label * band : (label + 1) * band] += 100
+    return images, labels.astype(np.int64)
+
+
+def tiny_data(train: int = 192, valid: int = 96, *, classes: int = 3, side: int = 8) -> Data:
+    """A dataset of stripes, split."""
+
+    def split(count: int, seed: int) -> TensorSplit:
+        images, labels = stripes(count, classes=classes, side=side, seed=seed)
+        return TensorSplit(torch.from_numpy(images)[:, None], torch.from_numpy(labels), spec)
+
+    spec = DataSpec(
+        name="stripes",
+        classes=tuple("abcdefghij"[:classes]),
+        preprocessing=Preprocessing(input_shape=(1, side, side), mean=(0.36,), std=(0.23,)),
+        train_count=train,
+        valid_count=valid,
+        seed=0,
+        augment=AugmentConfig(shift=0.0),
+    )
+    return Data(split(train, 1), split(valid, 2), spec, lambda: split(96, 3))
+
+
+@pytest.fixture
+def npz(tmp_path) -> Path:
+    """A dataset of stripes as an archive with a test split."""
+    x, y = stripes(240)
+    x_test, y_test = stripes(60, seed=9)
+    path = tmp_path / "stripes.npz"
+    np.savez(path, x_train=x, y_train=y, x_test=x_test, y_test=y_test)
+    return path

@@ -1,0 +1,115 @@
+"""What holds for the code as a whole."""
+
+import ast
+import subprocess
+import sys
+
+import pytest
+
+from conftest import ROOT
+
+SOURCE = ROOT / "src" / "odn"
+# A module imports only from rows above its own; modules that share a row do not import each other.
+ROWS = [
+    ["errors"],
+    ["tables", "files"],
+    ["config"],
+    ["records", "defaults"],
+    ["data", "layers", "measure", "stopping", "schedules"],
+    ["backbones"],
+    ["network"],
+    ["engine", "page"],
+    ["checkpoint", "artifact"],
+    ["expansion", "extraction", "report"],
+    ["run", "flags", "display"],
+    ["cli", "__init__"],
+    ["__main__"],
+]
+RANK = {name: row for row, names in enumerate(ROWS) for name in names}
+FILES = sorted(SOURCE.rglob("*.py"))
+
+
+def unit(path) -> str:
+    parts = path.relative_to(SOURCE).with_suffix("").parts
+    return parts[0]
+
+
+def imports(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "odn":
+            yield [*node.module.split("."), "__init__"][1]
+        elif isinstance(node, ast.Import):
+            yield from (alias.name.split(".")[1] for alias in node.names if alias.name.startswith("odn."))
+
+
+def test_every_module_has_a_row():
+    assert {unit(path) for path in FILES} == set(RANK)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(SOURCE)))
+def test_imports_point_upwards_only(path):
+    here = unit(path)
+    wrong = [name for name in imports(path) if name != here and RANK[name] >= RANK[here]]
+    assert wrong == []
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(SOURCE)))
+def test_modules_stay_small(path):
+    assert path.read_text().count("\n") <= 300
+
+
+def public_functions():
+    for path in FILES:
+        for node in ast.parse(path.read_text()).body:
+            if isinstance(node, ast.FunctionDef) and not node.name.startswith("_") and path.stem != "cli":
+                yield pytest.param(node, id=f"{unit(path)}.{node.name}")
+
+
+@pytest.mark.parametrize("function", list(public_functions()))
+def test_public_functions_document_arguments_and_result(function):
+    text = ast.get_docstring(function) or ""
+    arguments = [*function.args.posonlyargs, *function.args.args, *function.args.kwonlyargs]
+    for argument in arguments:
+        assert f"{argument.arg}:" in text, f"argument {argument.arg} is not described"
+    if function.returns is not None and ast.unparse(function.returns) not in ("None", "NoReturn"):
+        assert "Returns:" in text or "Yields:" in text
+
+
+def modules_after(code: str) -> set[str]:
+    probe = f"import sys\n{code}\nprint(' '.join(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=True)
+    return set(done.stdout.split())
+
+
+def test_importing_odn_does_not_import_torch():
+    assert not {"torch", "numpy", "sklearn", "torchvision"} & modules_after("import odn")
+
+
+def test_help_does_not_import_torch():
+    code = "import contextlib, io\nfrom odn.cli import main\n"
+    code += "with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(SystemExit): main(['--help'])"
+    assert not {"torch", "numpy", "matplotlib"} & modules_after(code)
+
+
+def test_the_public_names_exist_and_are_listed():
+    import odn
+
+    assert all(getattr(odn, name) is not None for name in odn.__all__)
+    assert set(odn.__all__) <= set(dir(odn))
+    with pytest.raises(AttributeError, match="module 'odn' has no attribute 'nothing'"):
+        odn.nothing  # noqa: B018
+
+
+def test_the_functions_win_over_the_modules_of_their_name():
+    import odn.report
+
+    assert callable(odn.report)
+
+
+def test_nothing_is_pickled():
+    for path in FILES:
+        text = path.read_text()
+        assert "import pickle" not in text
+        assert "torch.load(" not in text
+        assert "torch.save(" not in text
+        assert "allow_pickle=True" not in text

@@ -1,0 +1,211 @@
+import dataclasses
+
+import pytest
+import torch
+
+from conftest import tiny_data
+from odn.checkpoint import Checkpoints
+from odn.config import ExpandConfig, FinetuneConfig, TrainConfig
+from odn.engine import Stage, finish
+from odn.errors import OdnError, UsageError
+from odn.expansion import _grow, expand, expand_epochs, expand_result
+from odn.extraction import extract, finetune, finetune_epochs
+from odn.network import PartitionedNetwork, partition
+from odn.records import StopReason, read_history
+from test_network import by_hand
+
+DATA = tiny_data()
+TRAINING = TrainConfig(batch_size=16, learning_rate=0.05, precision="fp32")
+UNREACHABLE = ExpandConfig(target_accuracy=1.0, confidence=0.999999, epochs_per_depth=3, patience=2)
+
+
+def network(seed: int = 0) -> PartitionedNetwork:
+    return partition("cifar_resnet20", DATA.spec, width=0.25, seed=seed)
+
+
+def test_the_shallowest_depth_that_holds_the_target_is_kept():
+    grown = network()
+    result = expand(grown, DATA.train, DATA.valid, target_accuracy=0.9, training=TRAINING)
+    assert (result.depth, result.reached) == (1, True)
+    assert result.valid_accuracy >= 0.9
+    assert result.records[-1].stop == StopReason.TARGET_REACHED
+    assert [record.stop for record in result.records[:-1]] == [None] * (len(result.records) - 1)
+
+
+def test_the_chosen_prefix_holds_the_weights_that_were_judged():
+    from odn.engine import evaluate
+
+    grown = network()
+    result = expand(grown, DATA.train, DATA.valid, target_accuracy=0.9, training=TRAINING)
+    assert evaluate(grown.prefix(result.depth), DATA.valid) / len(DATA.valid) == result.valid_accuracy
+
+
+def test_missing_the_target_is_a_result_with_the_best_depth():
+    result = expand(network(), DATA.train, DATA.valid, config=UNREACHABLE, training=TRAINING)
+    assert not result.reached
+    assert {record.depth for record in result.records} == set(range(1, 10))
+    best = max(record.valid_correct for record in result.records)
+    assert result.depth == min(r.depth for r in result.records if r.valid_correct == best)
+    assert all(len([r for r in result.records if r.depth == depth]) <= 3 for depth in range(1, 10))
+
+
+def test_only_planned_depths_are_tried():
+    config = dataclasses.replace(UNREACHABLE, depths=(2, 5))
+    result = expand(network(), DATA.train, DATA.valid, config=config, training=TRAINING)
+    assert {record.depth for record in result.records} == {2, 5}
+
+
+def test_a_plan_beyond_the_backbone_is_refused():
+    with pytest.raises(UsageError, match="depth 12 is in the plan; allowed: 1 to 9 for this backbone"):
+        expand(network(), DATA.train, DATA.valid, config=ExpandConfig(depths=(1, 12)), training=TRAINING)
+
+
+@pytest.mark.parametrize(("depth", "same_function"), [(2, True), (4, False)])
+def test_growing_starts_from_the_judged_function_where_shapes_allow(depth, same_function):
+    grown = network()
+    stage = Stage(grown.prefix(depth - 1), TRAINING, DATA.train)
+    for x, y in ((torch.randn(16, 1, 8, 8), torch.arange(16) % 3) for _ in range(5)):
+        stage.train_step(x, y, lambda _: 1.0)
+    x = torch.randn(4, 1, 8, 8)
+    judged = stage.averaged.eval()(x)
+    new = _grow(grown, stage, depth, DATA.train)
+    assert new.prefix.depth == depth
+    logits = new.prefix.eval()(x)
+    assert torch.equal(logits, judged) == same_function
+    assert new.step == 0
+
+
+def test_a_network_built_by_hand_grows_too():
+    result = expand(by_hand(), DATA.train, DATA.valid, config=UNREACHABLE, training=TRAINING)
+    assert {record.depth for record in result.records} == {1, 2, 3}
+
+
+def test_a_loss_that_is_not_finite_stops_with_the_cause():
+    explosive = dataclasses.replace(TRAINING, learning_rate=1e30, warmup_epochs=0.0)
+    with pytest.raises(
+        OdnError, match="the loss became infinite or NaN at depth 1, epoch 1; lower train.learning_rate"
+    ):
+        expand(network(), DATA.train, DATA.valid, config=UNREACHABLE, training=explosive)
+
+
+def state(module: torch.nn.Module) -> dict[str, torch.Tensor]:
+    return {name: tensor.clone() for name, tensor in module.state_dict().items()}
+
+
+def same(first: dict, second: dict) -> bool:
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.mark.parametrize("stop_after", [1, 3, 4, 7])
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_a_resumed_expansion_ends_as_an_uninterrupted_one(tmp_path, stop_after, optimizer):
+    config = dataclasses.replace(UNREACHABLE, depths=(1, 2, 4), epochs_per_depth=3)
+    training = dataclasses.replace(TRAINING, optimizer=optimizer, learning_rate=0.01)
+
+    def epochs(grown, checkpoints):
+        return expand_epochs(grown, DATA.train, DATA.valid, config=config, training=training, checkpoints=checkpoints)
+
+    whole = network()
+    expected = finish(epochs(whole, Checkpoints("expand")))
+    interrupted = epochs(network(), Checkpoints("expand", tmp_path))
+    for _ in range(stop_after):
+        next(interrupted)
+    interrupted.close()
+    resumed = network()
+    result = finish(epochs(resumed, Checkpoints("expand", tmp_path, resume=True)))
+    untimed = [
+        [dataclasses.replace(record, seconds=0.0) for record in records]
+        for records in (expected.records, result.records)
+    ]
+    assert untimed[0] == untimed[1]
+    assert result.depth == expected.depth
+    assert same(state(whole.prefix(expected.depth)), state(resumed.prefix(result.depth)))
+    assert [r.epoch for r in read_history(tmp_path / "history.jsonl")] == [r.epoch for r in expected.records]
+
+
+def test_a_record_without_its_state_is_trained_again(tmp_path):
+    config = dataclasses.replace(UNREACHABLE, depths=(1,), epochs_per_depth=2)
+    finish(
+        expand_epochs(
+            network(),
+            DATA.train,
+            DATA.valid,
+            config=config,
+            training=TRAINING,
+            checkpoints=Checkpoints("expand", tmp_path),
+        )
+    )
+    history = tmp_path / "history.jsonl"
+    history.write_text(history.read_text() + history.read_text().splitlines()[-1] + "\n")
+    assert len(Checkpoints("expand", tmp_path, resume=True).records) == 2
+
+
+def test_a_damaged_state_is_explained(tmp_path):
+    config = dataclasses.replace(UNREACHABLE, depths=(1,), epochs_per_depth=2)
+    finish(
+        expand_epochs(
+            network(),
+            DATA.train,
+            DATA.valid,
+            config=config,
+            training=TRAINING,
+            checkpoints=Checkpoints("expand", tmp_path),
+        )
+    )
+    (tmp_path / "checkpoints" / "expand.safetensors").write_bytes(b"junk")
+    with pytest.raises(OdnError, match=r"expand\.safetensors is damaged .*start anew with --force"):
+        Checkpoints("expand", tmp_path, resume=True)
+
+
+def test_the_outcome_is_read_from_the_records():
+    result = expand(network(), DATA.train, DATA.valid, target_accuracy=0.9, training=TRAINING)
+    assert expand_result(result.records) == result
+
+
+# fine-tuning -------------------------------------------------------------------------------------------------------
+
+
+def test_finetuning_never_ends_below_its_start():
+    grown = network()
+    result = expand(grown, DATA.train, DATA.valid, target_accuracy=0.8, training=TRAINING)
+    small = extract(grown, result.depth)
+    outcome = finetune(small, DATA.train, DATA.valid, config=FinetuneConfig(epochs=4), training=TRAINING)
+    assert outcome.valid_accuracy >= outcome.valid_accuracy_before == result.valid_accuracy
+    from odn.engine import evaluate
+
+    assert evaluate(small, DATA.valid) / len(DATA.valid) == outcome.valid_accuracy
+
+
+def test_finetuning_that_only_harms_leaves_the_network_as_it_came():
+    grown = network()
+    result = expand(grown, DATA.train, DATA.valid, target_accuracy=0.95, training=TRAINING)
+    small = extract(grown, result.depth)
+    before = state(small)
+    ruinous = dataclasses.replace(TRAINING, learning_rate=50.0)
+    outcome = finetune(small, DATA.train, DATA.valid, config=FinetuneConfig(epochs=1), training=ruinous)
+    assert outcome.valid_accuracy == outcome.valid_accuracy_before
+    assert same(before, state(small))
+
+
+def test_no_epochs_leave_the_network_as_it_came():
+    small = extract(network(), 2)
+    before = state(small)
+    finetune(small, DATA.train, DATA.valid, config=FinetuneConfig(epochs=0), training=TRAINING)
+    assert same(before, state(small))
+
+
+@pytest.mark.parametrize("stop_after", [1, 2])
+def test_a_resumed_finetuning_ends_as_an_uninterrupted_one(tmp_path, stop_after):
+    def epochs(small, checkpoints):
+        return finetune_epochs(
+            small, DATA.train, DATA.valid, config=FinetuneConfig(epochs=3), training=TRAINING, checkpoints=checkpoints
+        )
+
+    whole, resumed = extract(network(), 2), extract(network(), 2)
+    expected = finish(epochs(whole, Checkpoints("finetune")))
+    interrupted = epochs(extract(network(), 2), Checkpoints("finetune", tmp_path))
+    for _ in range(stop_after):
+        next(interrupted)
+    interrupted.close()
+    assert finish(epochs(resumed, Checkpoints("finetune", tmp_path, resume=True))) == expected
+    assert same(state(whole), state(resumed))

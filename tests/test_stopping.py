@@ -1,0 +1,100 @@
+import dataclasses
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.stats import binomtest
+
+from odn.config import ExpandConfig
+from odn.errors import UsageError
+from odn.records import EpochRecord, StopReason
+from odn.stopping import decide, meets_target, wilson_interval
+
+
+def records(accuracies: list[int], *, depth: int = 1, count: int = 1000, loss: float | None = 0.5) -> list[EpochRecord]:
+    return [
+        EpochRecord(
+            phase="expand", depth=depth, epoch=epoch, learning_rate=0.1, train_loss=loss, valid_correct=correct,
+            valid_count=count, train_samples=1, evaluated_samples=1, seconds=0.0,
+        )
+        for epoch, correct in enumerate(accuracies, 1)
+    ]  # fmt: skip
+
+
+CONFIG = ExpandConfig(target_accuracy=0.99, patience=3, min_improvement=0.001, epochs_per_depth=10)
+
+
+@given(count=st.integers(1, 20000), share=st.floats(0, 1), confidence=st.sampled_from([0.8, 0.9, 0.95, 0.99]))
+def test_wilson_interval_agrees_with_scipy(count, share, confidence):
+    correct = round(share * count)
+    expected = binomtest(correct, count).proportion_ci(confidence, method="wilson")
+    assert wilson_interval(correct, count, confidence) == pytest.approx((expected.low, expected.high), abs=1e-12)
+
+
+def test_nothing_is_decided_without_records():
+    assert decide([], CONFIG) is None
+
+
+def test_target_needs_as_many_consecutive_evaluations_as_configured():
+    assert decide(records([990]), CONFIG) is None
+    assert decide(records([990, 989, 990]), CONFIG) is None
+    assert decide(records([980, 990, 991]), CONFIG) == StopReason.TARGET_REACHED
+    assert decide(records([990]), dataclasses.replace(CONFIG, confirmations=1)) == StopReason.TARGET_REACHED
+
+
+def test_confirmations_do_not_reach_back_to_the_depth_before():
+    assert decide([*records([990]), *records([990], depth=2)], CONFIG) is None
+
+
+def test_confidence_demands_more_than_the_point_estimate():
+    sure = dataclasses.replace(CONFIG, confidence=0.95)
+    assert meets_target(990, 1000, CONFIG)
+    assert not meets_target(990, 1000, sure)
+    assert meets_target(998, 1000, sure)
+    assert decide(records([991, 991]), sure) is None
+    assert decide(records([998, 998]), sure) == StopReason.TARGET_REACHED
+
+
+def test_plateau_after_patience_epochs_without_improvement():
+    assert decide(records([900, 900, 900]), CONFIG) is None
+    assert decide(records([900, 900, 900, 900]), CONFIG) == StopReason.PLATEAU
+    assert decide(records([900, 899, 900, 901]), CONFIG) is None
+    assert decide(records([910, 900, 901, 902]), CONFIG) == StopReason.PLATEAU
+
+
+def test_a_hit_that_waits_for_confirmation_is_not_a_plateau():
+    assert decide(records([989, 989, 989, 989, 990]), dataclasses.replace(CONFIG, min_improvement=0.01)) is None
+
+
+def test_epoch_budget_is_a_hard_cap():
+    rising = [800 + 10 * i for i in range(10)]
+    assert decide(records(rising[:9]), CONFIG) is None
+    assert decide(records(rising), CONFIG) == StopReason.EPOCH_BUDGET
+
+
+def test_non_finite_loss_wins_over_everything():
+    assert decide(records([995, 995], loss=None), CONFIG) == StopReason.NON_FINITE
+
+
+@given(
+    st.lists(st.integers(0, 1000), min_size=1, max_size=10),
+    st.lists(st.integers(0, 1000), max_size=10),
+)
+def test_only_the_last_depth_counts(last, before):
+    assert decide([*records(before), *records(last, depth=2)], CONFIG) == decide(records(last, depth=2), CONFIG)
+
+
+@given(st.lists(st.integers(0, 1000), min_size=10, max_size=10))
+def test_every_depth_ends(accuracies):
+    assert decide(records(accuracies), CONFIG) is not None
+
+
+@pytest.mark.parametrize("target", [99.3, 0.0, -0.1, 1.01])
+def test_targets_that_are_no_fractions_are_refused(target):
+    with pytest.raises(UsageError, match="target accuracy is .*; allowed: a fraction above 0 and at most 1"):
+        ExpandConfig(target_accuracy=target)
+
+
+def test_a_percentage_is_answered_with_the_fraction():
+    with pytest.raises(UsageError, match=r"for 99\.3 % write 0\.993"):
+        ExpandConfig(target_accuracy=99.3)
