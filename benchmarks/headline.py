@@ -165,7 +165,7 @@ def main() -> None:
         "MNIST and digits use the whole training sets, Fashion-MNIST and CIFAR-10 stratified subsets of 10,000 "
         "training images, sized for two CPU cores. CIFAR-10 is a lossy JPEG re-encoding in another order, so its "
         "accuracies cannot be compared to the digit with published ones. SVHN is a sample of 1,083 images of the "
-        "official training set, a fifth of them the test split: its interval is wide, and it says nothing about the full "
+        "official training set, a fifth of them the test split: its interval is wide, it says nothing of the full "
         "data set."
     )
     write_page(options.out, "Headline: odn run on real data", text, bars, cells.rows, COLUMNS)

@@ -198,6 +198,14 @@ def test_folder_with_its_own_splits(tmp_path):
     assert (len(data.train), len(data.valid), len(data.test)) == (36, 15, 12)
 
 
+def test_a_test_folder_need_not_show_every_class(tmp_path):
+    image_folder(tmp_path / "own" / "train")
+    image_folder(tmp_path / "own" / "test", classes=2)
+    data = load_data(str(tmp_path / "own"))
+    assert set(data.test.labels.tolist()) == {0, 1}
+    assert data.spec.classes == ("class_0", "class_1", "class_2")
+
+
 def test_16_bit_images_keep_their_upper_bits(tmp_path):
     from odn.data import decode
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from odn.network import NetworkSpec as NetworkSpec
     from odn.network import PartitionedNetwork as PartitionedNetwork
     from odn.network import partition as partition
-    from odn.report import report as report
+    from odn.reporting import report as report
     from odn.stopping import decide as decide
 
 _HOME = {
@@ -46,7 +46,7 @@ _HOME = {
     "load": "artifact",
     "load_data": "data",
     "partition": "network",
-    "report": "report",
+    "report": "reporting",
 }
 __all__ = sorted(_HOME)
 
@@ -54,10 +54,7 @@ __all__ = sorted(_HOME)
 def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module 'odn' has no attribute '{name}'")
-    value = getattr(importlib.import_module(f"odn.{_HOME[name]}"), name)
-    # Keep it: importing odn.report binds the name to the module, the user wants the function.
-    globals()[name] = value
-    return value
+    return getattr(importlib.import_module(f"odn.{_HOME[name]}"), name)
 
 
 def __dir__() -> list[str]:

@@ -9,23 +9,20 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import final
 
-import safetensors
 import torch
-from safetensors.torch import load as load_tensors
-from safetensors.torch import save as save_tensors
-from torch import Tensor, nn
+from torch import Tensor
 
 from odn.data import DataSpec, Preprocessing
 from odn.data.images import decode
 from odn.errors import OdnError, UsageError
 from odn.files import new_directory, write_atomically
-from odn.network import NetworkSpec, Prefix, build_prefix, weights_of
+from odn.network import Prefix
+from odn.storage import SPEC_FILE, WEIGHTS_FILE, load_network, read_bytes, read_text, write_network
 from odn.tables import from_table, to_table
 
 SCHEMA = 1
-_SPEC, _WEIGHTS, _MANIFEST = "spec.json", "weights.safetensors", "manifest.json"
+_MANIFEST = "manifest.json"
 _PREDICT_BATCH = 64
-_MAX_JSON_BYTES = 64 * 1024**2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,7 +149,7 @@ def export(network: Prefix, directory: str | Path, data: DataSpec) -> Path:
         if not empty and not (directory / _MANIFEST).is_file():
             raise OdnError(f"{directory} exists and is not an artifact; choose another place")
     with new_directory(directory) as partial:
-        _write_network(network, partial)
+        write_network(network, partial)
         manifest = Manifest(
             labels=data.classes,
             preprocessing=data.preprocessing,
@@ -162,7 +159,7 @@ def export(network: Prefix, directory: str | Path, data: DataSpec) -> Path:
                 "torch": torch.__version__,
                 "python": platform.python_version(),
             },
-            files={name: _sha256((partial / name).read_bytes()) for name in (_SPEC, _WEIGHTS)},
+            files={name: _sha256((partial / name).read_bytes()) for name in (SPEC_FILE, WEIGHTS_FILE)},
         )
         write_atomically(partial / _MANIFEST, json.dumps(to_table(manifest), indent=2) + "\n")
     return directory
@@ -183,9 +180,9 @@ def load(directory: str | Path) -> Artifact:
     directory = Path(directory)
     manifest = _read_manifest(directory)
     for name, expected in manifest.files.items():
-        if name not in (_SPEC, _WEIGHTS):
+        if name not in (SPEC_FILE, WEIGHTS_FILE):
             raise OdnError(f"{directory / _MANIFEST} lists the unknown file '{name}'; export the network again")
-        if _sha256(_read(directory / name)) != expected:
+        if _sha256(read_bytes(directory / name)) != expected:
             raise OdnError(f"{directory / name} was changed since it was exported; copy or export the artifact again")
     network = load_network(directory)
     assert network.spec is not None
@@ -195,101 +192,21 @@ def load(directory: str | Path) -> Artifact:
     return Artifact(network.eval(), manifest)
 
 
-def save_network(network: Prefix, directory: Path) -> None:
-    """Write a network's spec and weights.
-
-    Args:
-        network: a prefix of a named backbone.
-        directory: one that stands there is replaced.
-    """
-    with new_directory(directory) as partial:
-        _write_network(network, partial)
-
-
-def _write_network(network: Prefix, directory: Path) -> None:
-    if network.spec is None:
-        raise OdnError("a network built by hand has no spec to rebuild it from; start from odn.partition(NAME, ...)")
-    write_atomically(directory / _SPEC, network.spec.to_json())
-    write_atomically(directory / _WEIGHTS, save_tensors(weights_of(network)))
-
-
-def load_network(directory: Path) -> Prefix:
-    """Rebuild a network from its spec and weights; their sizes are compared before memory is taken.
-
-    Args:
-        directory: as written by ``save_network``.
-
-    Returns:
-        The network, on the CPU.
-
-    Raises:
-        OdnError: when a file is missing or damaged, or the weights do not fit the spec.
-    """
-    spec = NetworkSpec.from_json(_read_text(directory / _SPEC), str(directory / _SPEC))
-    try:
-        network = build_prefix(spec)
-    except UsageError as error:
-        raise OdnError(f"{directory / _SPEC} asks for something impossible: {error}") from error
-    path = directory / _WEIGHTS
-    expected = network.state_dict()
-    most_bytes = sum(t.numel() * t.element_size() for t in expected.values()) + 200 * (len(expected) + 1)
-    try:
-        size = path.stat().st_size if path.is_file() else 0
-        if size > most_bytes:
-            raise OdnError(f"{path} has {size:,} bytes, the spec accounts for {most_bytes:,}; export the network again")
-        tensors = load_tensors(_read(path))
-    except safetensors.SafetensorError as error:
-        raise OdnError(f"{path} is damaged ({error}); copy or export the network again") from error
-    for name in sorted(expected.keys() | tensors.keys()):
-        wanted, found = expected.get(name), tensors.get(name)
-        if wanted is None or found is None or (wanted.shape, wanted.dtype) != (found.shape, found.dtype):
-            raise OdnError(
-                f"{path} does not fit spec.json at '{name}': expected {_describe(wanted)}, found {_describe(found)}"
-                "; export the network again"
-            )
-    network.load_state_dict(tensors, assign=True)
-    for parameter in network.parameters():
-        parameter.requires_grad_(True)
-    return network
-
-
-def _describe(tensor: Tensor | nn.Parameter | None) -> str:
-    return "nothing" if tensor is None else f"{tuple(tensor.shape)} {tensor.dtype}"
-
-
 def _read_manifest(directory: Path) -> Manifest:
     path = directory / _MANIFEST
     if not directory.is_dir():
         raise OdnError(f"there is no artifact at {directory}; give the directory that odn run wrote, e.g. RUN/artifact")
     try:
-        table = json.loads(_read_text(path))
+        table = json.loads(read_text(path))
         schema = table["schema"]
         if not isinstance(schema, int) or schema > SCHEMA:
             raise OdnError(f"{path} has schema {schema}; this odn reads {SCHEMA}; install a newer odn")
         manifest = from_table(Manifest, table)
     except (json.JSONDecodeError, RecursionError, KeyError, TypeError, UsageError) as error:
         raise OdnError(f"{path} is not a valid manifest ({error}); copy or export the artifact again") from error
-    if set(manifest.files) != {_SPEC, _WEIGHTS}:
-        raise OdnError(f"{path} must list {_SPEC} and {_WEIGHTS}; export the network again")
+    if set(manifest.files) != {SPEC_FILE, WEIGHTS_FILE}:
+        raise OdnError(f"{path} must list {SPEC_FILE} and {WEIGHTS_FILE}; export the network again")
     return manifest
-
-
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except FileNotFoundError as error:
-        raise OdnError(f"{path} is missing; copy or export the artifact again") from error
-    except OSError as error:
-        raise OdnError(f"cannot read {path}: {error.strerror}") from error
-
-
-def _read_text(path: Path) -> str:
-    if path.is_file() and path.stat().st_size > _MAX_JSON_BYTES:
-        raise OdnError(f"{path} has {path.stat().st_size:,} bytes; allowed: up to {_MAX_JSON_BYTES:,}")
-    try:
-        return _read(path).decode()
-    except UnicodeDecodeError as error:
-        raise OdnError(f"{path} is not UTF-8 text; copy or export the artifact again") from error
 
 
 def _sha256(content: bytes) -> str:

@@ -8,13 +8,14 @@ from typing import final
 import safetensors
 import torch
 from safetensors.torch import load_file, save
-from torch import Tensor, nn
+from torch import Tensor
 
 from odn.engine import Stage
 from odn.errors import OdnError, UsageError
 from odn.files import remove, write_atomically
 from odn.network import Prefix, weights_of
 from odn.records import EpochRecord, Phase, append_history, read_history, write_history
+from odn.storage import load_network, save_network
 from odn.tables import from_table
 
 SCHEMA = 1
@@ -120,34 +121,27 @@ class Checkpoints:
         stage.step = self.position.step
         stage.ema.n_averaged.fill_(stage.step)
 
-    def keep(self, name: str, module: nn.Module) -> None:
-        """Keep the weights of a network under a name, replacing what was kept there.
+    def keep(self, name: str, network: Prefix) -> None:
+        """Keep a network under a name, replacing what was kept there.
 
         Args:
-            name: of a file, without ending.
-            module: the network.
+            name: of a directory.
+            network: the network as it stands.
         """
-        weights = weights_of(module)
         if self._run is None:
-            self._kept[name] = weights
+            self._kept[name] = weights_of(network)
         else:
-            write_atomically(self._folder / f"{name}.safetensors", save(weights))
+            save_network(network, self._folder / name)
 
-    def take(self, name: str, module: nn.Module) -> None:
-        """Load weights kept earlier.
+    def take(self, name: str, network: Prefix) -> None:
+        """Load the weights of a network kept earlier.
 
         Args:
             name: as given to ``keep``.
-            module: a network of the same shapes.
-
-        Raises:
-            OdnError: when there are none of that name or they do not fit.
+            network: of the same shapes.
         """
-        try:
-            weights = self._kept[name] if self._run is None else load_file(self._folder / f"{name}.safetensors")
-            module.load_state_dict(weights)
-        except (safetensors.SafetensorError, KeyError, RuntimeError, OSError) as error:
-            raise OdnError(f"the weights '{name}' of this run cannot be loaded: {error}") from error
+        kept = self._kept[name] if self._run is None else load_network(self._folder / name).state_dict()
+        network.load_state_dict(kept)
 
 
 def _read_position(path: Path) -> Position:

@@ -23,6 +23,7 @@ app = App(
     help="Find the shallowest network that holds a target accuracy on your data, and deploy it.",
     help_format="plaintext",  # Markdown would cost a fifth of the time of odn --help
     version=lambda: _version(),
+    suppress_keyboard_interrupt=False,  # main() says how to continue
 )
 
 

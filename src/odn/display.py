@@ -10,7 +10,7 @@ from rich.table import Table
 
 from odn.config import RunConfig
 from odn.records import EpochRecord
-from odn.report import Report
+from odn.reporting import Report
 
 Result = TypeVar("Result")
 

@@ -7,7 +7,7 @@ Shapes: B batch, C channels, H height, W width.
 import math
 import time
 from collections.abc import Generator, Iterator, Mapping
-from typing import Literal, TypeVar, final
+from typing import Literal, TypeVar, cast, final
 
 import torch
 from accelerate import Accelerator
@@ -44,6 +44,15 @@ def resolve_precision(precision: Precision, device: torch.device) -> Literal["fp
         capabilities = torch.cpu.get_capabilities()
         return "bf16" if capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") else "fp32"
     return "fp32"
+
+
+def training_device() -> torch.device:
+    """Return the device on which this process trains and evaluates.
+
+    Returns:
+        As Accelerate chooses it: a GPU where there is one, else the CPU.
+    """
+    return torch.device(Accelerator().device)
 
 
 def batch_size_for(config: TrainConfig, train_count: int) -> int:
@@ -229,8 +238,7 @@ def finish(epochs: Generator[EpochRecord, None, Result]) -> Result:
         try:
             next(epochs)
         except StopIteration as stop:
-            result: Result = stop.value
-            return result
+            return cast(Result, stop.value)
 
 
 def train_epochs(

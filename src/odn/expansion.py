@@ -15,7 +15,7 @@ from torch import nn
 from odn.checkpoint import Checkpoints
 from odn.config import ExpandConfig, TrainConfig
 from odn.data import Split
-from odn.engine import Stage, finish, train_epochs
+from odn.engine import Stage, finish, train_epochs, training_device
 from odn.errors import OdnError, UsageError
 from odn.network import PartitionedNetwork
 from odn.records import EpochRecord, StopReason
@@ -146,8 +146,8 @@ def expand_epochs(
             if stop is not None:
                 break
     result = expand_result(records)
-    chosen = network.prefix(result.depth)
-    checkpoints.take(kept_name(result.depth), chosen)
+    network.to(training_device())  # the blocks that were never trained follow the others
+    checkpoints.take(kept_name(result.depth), network.prefix(result.depth))
     return result
 
 
@@ -193,7 +193,7 @@ def kept_name(depth: int) -> str:
         depth: number of blocks.
 
     Returns:
-        A file name without ending.
+        The name of a directory.
     """
     return f"depth_{depth:03d}"
 

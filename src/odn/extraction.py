@@ -103,14 +103,14 @@ def finetune_epochs(
     """
     config, training = config or FinetuneConfig(), training or TrainConfig()
     checkpoints = checkpoints or Checkpoints("finetune")
+    stage = Stage(network, training, train) if config.epochs else None
     before = evaluate(network, valid)
-    if config.epochs == 0:
+    if stage is None:
         return FinetuneResult(valid_accuracy_before=before / len(valid), valid_accuracy=before / len(valid))
+    done = 0
     if checkpoints.position is None:
         checkpoints.keep(_KEPT, network)
-    stage = Stage(network, training, train)
-    done = 0
-    if checkpoints.position is not None:
+    else:
         checkpoints.restore(stage)
         done = checkpoints.position.epoch
     best = max([before, *(record.valid_correct for record in checkpoints.records)])

@@ -1,23 +1,25 @@
 """The line of a run, step by step: each step reads the run directory and adds to it."""
 
 import dataclasses
-from collections.abc import Generator
+import json
+from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import Protocol, TypeVar
 
-from odn.artifact import export, load_network, save_network
+from odn.artifact import export
 from odn.checkpoint import Checkpoints
 from odn.config import RunConfig, read_run_config, to_toml
-from odn.data import Data, load_data
+from odn.data import Data, DataSpec, load_data
 from odn.engine import finish
 from odn.errors import OdnError, UsageError
 from odn.expansion import ExpandResult, expand_epochs, expand_result, kept_name, plan_depths
-from odn.extraction import FinetuneResult, extract, finetune_epochs
+from odn.extraction import FinetuneResult, finetune_epochs
 from odn.files import remove, write_atomically
-from odn.network import PartitionedNetwork, Prefix, partition
-from odn.records import EpochRecord, StopReason
-from odn.report import Report, report
-from odn.tables import to_table
+from odn.network import Prefix, build_network, partition
+from odn.records import EpochRecord, StopReason, read_history
+from odn.reporting import Report, report
+from odn.storage import load_network, save_network
+from odn.tables import from_table, to_table
 
 Result = TypeVar("Result")
 
@@ -50,7 +52,7 @@ def run(config: RunConfig, path: Path, *, force: bool = False, resume: bool = Fa
         extract_run(path)
     if not (path / "finetuned").is_dir():
         finetune_run(path, resume=resume, watch=watch, data=data)
-    export_run(path, data=data)
+    export_run(path)
     return report_run(path, data=data)
 
 
@@ -75,13 +77,15 @@ def expand_run(
 def _expand(config: RunConfig, path: Path, *, force: bool, resume: bool, watch: Watch) -> tuple[Data, ExpandResult]:
     _check_directory(config, path, force=force, resume=resume)
     # Everything that can be wrong with the request shows before the first byte is written.
-    data = _data(config)
-    network = _network(config, data)
+    data = _load_data(config)
+    network = partition(config.backbone, data.spec, width=config.width, seed=config.seed)
     plan_depths(config.expand, network.max_depth)
-    if not resume:
-        _create(config, path)
+    if resume:
+        _check_data(path, data)
+    else:
+        _create(config, data, path)
     checkpoints = Checkpoints("expand", path, resume=resume)
-    if not _finished(checkpoints, config, network):
+    if not _finished(checkpoints.records, config, network.max_depth):
         _clear_after(path, None)
         watch(
             expand_epochs(
@@ -111,18 +115,17 @@ def extract_run(path: Path, depth: int | None = None) -> Prefix:
         OdnError: when expansion has not finished.
         UsageError: when it did not try that depth.
     """
-    config = read_run_config(path / "config.toml")
-    network = _network(config, _data(config))
-    checkpoints = Checkpoints("expand", path, resume=True)
+    config, data = read_run_config(path / "config.toml"), _read_data_spec(path)
+    records = [record for record in read_history(path / "history.jsonl") if record.phase == "expand"]
     if depth is None:
-        if not _finished(checkpoints, config, network):
+        full = build_network(config.backbone, data.input_shape, len(data.classes), width=config.width, device="meta")
+        if not _finished(records, config, full.max_depth):
             raise OdnError(f"expansion of {path} has not finished; continue it with: odn run --run {path} --resume")
-        depth = expand_result(checkpoints.records).depth
-    tried = sorted({record.depth for record in checkpoints.records})
+        depth = expand_result(records).depth
+    tried = sorted({record.depth for record in records})
     if depth not in tried:
         raise UsageError(f"depth {depth} was not trained; allowed: {', '.join(map(str, tried)) or 'none yet'}")
-    small = extract(network, depth)
-    checkpoints.take(kept_name(depth), small)
+    small = load_network(path / "checkpoints" / kept_name(depth))
     _clear_after(path, None)
     save_network(small, path / "extracted")
     return small
@@ -151,7 +154,7 @@ def finetune_run(
     config = read_run_config(path / "config.toml")
     settings = config.finetune if epochs is None else dataclasses.replace(config.finetune, epochs=epochs)
     small = load_network(path / "extracted")
-    data = data or _data(config)
+    data = data or _reload_data(config, path)
     checkpoints = Checkpoints("finetune", path, resume=resume)
     _clear_after(path, "extracted")
     result = watch(
@@ -169,12 +172,11 @@ def finetune_run(
     return result
 
 
-def export_run(path: Path, *, data: Data | None = None) -> Path:
+def export_run(path: Path) -> Path:
     """Write the artifact from the fine-tuned network, or from the extracted one where there is none.
 
     Args:
         path: the run directory, with ``extracted`` or ``finetuned``.
-        data: the dataset of the run where it is loaded already.
 
     Returns:
         The artifact's directory.
@@ -182,14 +184,13 @@ def export_run(path: Path, *, data: Data | None = None) -> Path:
     Raises:
         OdnError: when no network has been extracted.
     """
-    config = read_run_config(path / "config.toml")
+    data = _read_data_spec(path)
     source = next((path / name for name in ("finetuned", "extracted") if (path / name).is_dir()), None)
     if source is None:
         raise OdnError(f"{path} has no extracted network; run: odn extract {path}")
     small = load_network(source)
-    data = data or _data(config)
     _clear_after(path, "finetuned")
-    return export(small, path / "artifact", data.spec)
+    return export(small, path / "artifact", data)
 
 
 def report_run(path: Path, *, data: Data | None = None) -> Report:
@@ -202,26 +203,42 @@ def report_run(path: Path, *, data: Data | None = None) -> Report:
     Returns:
         The report.
     """
-    data = data or _data(read_run_config(path / "config.toml"))
+    data = data or _reload_data(read_run_config(path / "config.toml"), path)
     return report(path, test=data.test, valid=data.valid)
 
 
-def _data(config: RunConfig) -> Data:
+def _load_data(config: RunConfig) -> Data:
     return load_data(
         config.dataset, data_dir=config.data_dir, seed=config.seed, config=config.data, augment=config.augment
     )
 
 
-def _network(config: RunConfig, data: Data) -> PartitionedNetwork:
-    return partition(config.backbone, data.spec, width=config.width, seed=config.seed)
+def _reload_data(config: RunConfig, path: Path) -> Data:
+    data = _load_data(config)
+    _check_data(path, data)
+    return data
 
 
-def _finished(checkpoints: Checkpoints, config: RunConfig, network: PartitionedNetwork) -> bool:
-    if not checkpoints.records or checkpoints.records[-1].stop is None:
+def _read_data_spec(path: Path) -> DataSpec:
+    file = path / "data.json"
+    if not file.is_file():
+        raise OdnError(f"{path} is not a run directory: it has no data.json; start one with odn run")
+    try:
+        return from_table(DataSpec, json.loads(file.read_text(encoding="utf-8")))
+    except (OSError, ValueError, AttributeError, UsageError) as error:
+        raise OdnError(f"{file} is damaged ({error}); start anew with --force") from error
+
+
+def _check_data(path: Path, data: Data) -> None:
+    if _read_data_spec(path) != data.spec:
+        raise OdnError(f"{data.spec.name} is not the data that {path} was started with; restore it, or use --force")
+
+
+def _finished(records: Sequence[EpochRecord], config: RunConfig, max_depth: int) -> bool:
+    if not records or records[-1].stop is None:
         return False
-    last = checkpoints.records[-1]
-    deepest = plan_depths(config.expand, network.max_depth)[-1]
-    return last.stop == StopReason.TARGET_REACHED or last.depth == deepest
+    deepest = plan_depths(config.expand, max_depth)[-1]
+    return records[-1].stop == StopReason.TARGET_REACHED or records[-1].depth == deepest
 
 
 def _check_directory(config: RunConfig, path: Path, *, force: bool, resume: bool) -> None:
@@ -253,9 +270,11 @@ def _difference(stored: RunConfig, asked: RunConfig) -> str:
     return f"{name} = {old[name]!r}, not {new[name]!r}"
 
 
-def _create(config: RunConfig, path: Path) -> None:
+def _create(config: RunConfig, data: Data, path: Path) -> None:
     if path.is_dir() and any(path.iterdir()):
         remove(path)
+    # config.toml makes it a run directory, so it comes last.
+    write_atomically(path / "data.json", json.dumps(to_table(data.spec), indent=2) + "\n")
     write_atomically(path / "config.toml", to_toml(config))
 
 

@@ -98,9 +98,6 @@ def _check_classes(source: Source) -> None:
             f"{source.name} has {len(source.classes)} class{' (' + source.classes[0] + ')' if source.classes else ''}"
             "; a classifier needs two or more"
         )
-    count = len(source.train.labels)
-    if count < len(source.classes):
-        raise OdnError(f"{source.name} has {count} training images for {len(source.classes)} classes; add images")
     per_class = np.bincount(source.train.labels, minlength=len(source.classes))
     needed = 1 + (source.valid is None) + (source.test is None)
     if per_class.min() < needed:

@@ -1,5 +1,6 @@
 """The evidence: what the network costs and how it does on images nobody decided anything on."""
 
+import copy
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +13,7 @@ from safetensors.torch import save
 from odn.artifact import Artifact, load
 from odn.config import ReportConfig, RunConfig, read_run_config
 from odn.data import Split
-from odn.engine import evaluate
+from odn.engine import evaluate, training_device
 from odn.files import write_atomically
 from odn.measure import measure_cost, measure_latency
 from odn.network import NetworkSpec, Prefix, build_network, weights_of
@@ -101,7 +102,8 @@ def _figures(
     spec = network.spec
     assert spec is not None
     full = _full_depth(spec)
-    correct = evaluate(network, valid) if valid is not None else None
+    judged = copy.deepcopy(network).to(training_device())
+    correct = evaluate(judged, valid) if valid is not None else None
     reached = None
     if settings and valid is not None and correct is not None:
         reached = meets_target(correct, len(valid), settings.expand)
@@ -110,7 +112,7 @@ def _figures(
     if valid is not None and correct is not None:
         extracted["valid_accuracy"] = correct / len(valid)
     if test is not None:
-        hits = evaluate(network, test)
+        hits = evaluate(judged, test)
         extracted["test_accuracy"] = hits / len(test)
         extracted["test_interval"] = list(wilson_interval(hits, len(test)))
     stock = build_network(_STOCK, spec.input_shape, spec.classes)
