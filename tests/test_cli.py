@@ -53,7 +53,7 @@ def test_the_whole_line_on_digits(odn, tmp_path, recipe):
     assert report["cost"]["epochs_by_depth"]["1"] == len(
         [r for r in history if r["phase"] == "expand" and r["depth"] == 1]
     )
-    assert report["cost"]["finetune_epochs"] == 15
+    assert report["cost"]["finetune_epochs"] == 10
     macs = {1: 4756096}
     if report["depth"] == 1:
         expected = sum(macs[1] * (3 * r["train_samples"] + r["evaluated_samples"]) for r in history)

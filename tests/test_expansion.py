@@ -8,15 +8,18 @@ from odn.checkpoint import Checkpoints
 from odn.config import ExpandConfig, FinetuneConfig, TrainConfig
 from odn.engine import Stage, finish
 from odn.errors import OdnError, UsageError
-from odn.expansion import _grow, expand, expand_epochs, expand_result
+from odn.expansion import _grow, expand, expand_epochs, expand_result, next_step
 from odn.extraction import extract, finetune, finetune_epochs
 from odn.network import PartitionedNetwork, partition
 from odn.records import StopReason, read_history
 from test_network import by_hand
+from test_stopping import records as stop_records
 
 DATA = tiny_data()
 TRAINING = TrainConfig(batch_size=16, learning_rate=0.05, precision="fp32")
-UNREACHABLE = ExpandConfig(target_accuracy=1.0, confidence=0.999999, epochs_per_depth=3, patience=2)
+UNREACHABLE = ExpandConfig(
+    target_accuracy=0.9999, confidence=0.999999, epochs_per_depth=3, patience=2, cooldown_epochs=0
+)
 
 
 def network(seed: int = 0) -> PartitionedNetwork:
@@ -53,6 +56,41 @@ def test_only_planned_depths_are_tried():
     config = dataclasses.replace(UNREACHABLE, depths=(2, 5))
     result = expand(network(), DATA.train, DATA.valid, config=config, training=TRAINING)
     assert {record.depth for record in result.records} == {2, 5}
+
+
+def test_a_depth_that_almost_reaches_the_target_is_annealed_before_the_next_is_attached():
+    config = dataclasses.replace(UNREACHABLE, depths=(1, 2), cooldown_epochs=2, reach=1e9)
+    result = expand(network(), DATA.train, DATA.valid, config=config, training=TRAINING)
+    phases = [(record.phase, record.depth, record.epoch) for record in result.records]
+    assert phases == [
+        ("expand", 1, 1), ("expand", 1, 2), ("expand", 1, 3), ("cooldown", 1, 1), ("cooldown", 1, 2),
+        ("expand", 2, 1), ("expand", 2, 2), ("expand", 2, 3), ("cooldown", 2, 1), ("cooldown", 2, 2),
+    ]  # fmt: skip
+    rates = [record.learning_rate for record in result.records]
+    assert rates[2:5] == pytest.approx([0.05, 0.025, 0.0])
+
+
+def test_the_target_can_be_reached_while_annealing():
+    config = ExpandConfig(target_accuracy=0.9, epochs_per_depth=1, confirmations=1, cooldown_epochs=30, reach=1e9)
+    result = expand(
+        network(), DATA.train, DATA.valid, config=config, training=dataclasses.replace(TRAINING, learning_rate=0.2)
+    )
+    assert (result.depth, result.reached, result.records[-1].phase) == (1, True, "cooldown")
+
+
+def test_the_next_step_is_read_from_the_records():
+    def after(phase, depth, stop, accuracy=900, target=0.95):
+        record = dataclasses.replace(stop_records([accuracy], depth=depth)[0], phase=phase, stop=stop)
+        return next_step([record], (1, 2, 4), ExpandConfig(target_accuracy=target, reach=1.25))
+
+    assert next_step([], (2, 4), ExpandConfig()) == ("expand", 2)
+    assert after("expand", 1, None) == ("expand", 1)
+    assert after("cooldown", 1, None) == ("cooldown", 1)
+    assert after("expand", 1, "target_reached") is None
+    assert after("expand", 2, "plateau") == ("expand", 4)
+    assert after("expand", 2, "plateau", accuracy=940) == ("cooldown", 2)
+    assert after("cooldown", 2, "epoch_budget", accuracy=940) == ("expand", 4)
+    assert after("expand", 4, "epoch_budget") is None
 
 
 def test_a_plan_beyond_the_backbone_is_refused():
@@ -96,10 +134,12 @@ def same(first: dict, second: dict) -> bool:
     return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
 
 
-@pytest.mark.parametrize("stop_after", [1, 3, 4, 7])
-@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
-def test_a_resumed_expansion_ends_as_an_uninterrupted_one(tmp_path, stop_after, optimizer):
-    config = dataclasses.replace(UNREACHABLE, depths=(1, 2, 4), epochs_per_depth=3)
+@pytest.mark.parametrize("stop_after", [1, 3, 4, 5, 7])
+@pytest.mark.parametrize(("optimizer", "cooldown_epochs"), [("sgd", 2), ("sgd", 0), ("adamw", 2)])
+def test_a_resumed_expansion_ends_as_an_uninterrupted_one(tmp_path, stop_after, optimizer, cooldown_epochs):
+    config = dataclasses.replace(
+        UNREACHABLE, depths=(1, 2, 4), epochs_per_depth=3, cooldown_epochs=cooldown_epochs, reach=1e9
+    )
     training = dataclasses.replace(TRAINING, optimizer=optimizer, learning_rate=0.01)
 
     def epochs(grown, checkpoints):

@@ -8,7 +8,7 @@ from scipy.stats import binomtest
 from odn.config import ExpandConfig
 from odn.errors import UsageError
 from odn.records import EpochRecord, StopReason
-from odn.stopping import decide, meets_target, wilson_interval
+from odn.stopping import almost_reached, decide, meets_target, wilson_interval
 
 
 def records(accuracies: list[int], *, depth: int = 1, count: int = 1000, loss: float | None = 0.5) -> list[EpochRecord]:
@@ -70,6 +70,25 @@ def test_epoch_budget_is_a_hard_cap():
     rising = [800 + 10 * i for i in range(10)]
     assert decide(records(rising[:9]), CONFIG) is None
     assert decide(records(rising), CONFIG) == StopReason.EPOCH_BUDGET
+
+
+def test_a_cooldown_ends_with_the_target_or_its_budget_and_never_with_a_plateau():
+    config = dataclasses.replace(CONFIG, cooldown_epochs=5)
+
+    def cooling(accuracies):
+        return [dataclasses.replace(record, phase="cooldown") for record in records(accuracies)]
+
+    assert decide(cooling([980] * 4), config) is None
+    assert decide(cooling([980] * 5), config) == StopReason.EPOCH_BUDGET
+    assert decide(cooling([980, 990, 990]), config) == StopReason.TARGET_REACHED
+    assert decide([*records([990]), *cooling([990])], config) is None
+
+
+def test_almost_reached_compares_errors():
+    config = ExpandConfig(target_accuracy=0.98, reach=1.25)
+    assert almost_reached(records([900, 975, 960]), config)
+    assert not almost_reached(records([974]), config)
+    assert not almost_reached(records([979]), dataclasses.replace(config, cooldown_epochs=0))
 
 
 def test_non_finite_loss_wins_over_everything():

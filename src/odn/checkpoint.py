@@ -14,7 +14,7 @@ from odn.engine import Stage
 from odn.errors import OdnError, UsageError
 from odn.files import remove, write_atomically
 from odn.network import Prefix, weights_of
-from odn.records import EpochRecord, Phase, append_history, read_history, write_history
+from odn.records import EpochRecord, Verb, append_history, read_history, write_history
 from odn.storage import load_network, save_network
 from odn.tables import from_table
 
@@ -27,9 +27,9 @@ class Position:
 
     Attributes:
         depth: of the prefix in training.
-        epoch: the epoch completed last, within this depth.
+        epoch: the epoch completed last, within its phase and depth.
         step: optimizer steps taken at this depth.
-        records: records of this phase written up to there.
+        records: records of this verb written up to there.
     """
 
     depth: int
@@ -40,36 +40,36 @@ class Position:
 
 @final
 class Checkpoints:
-    """The memory of one phase of a run. Without a run directory it lasts as long as the process.
+    """The memory of one verb of a run. Without a run directory it lasts as long as the process.
 
     Args:
-        phase: which verb trains; the records of others are left alone.
+        verb: which step of the line trains; the records of others are left alone.
         run: the run directory, or None.
-        resume: take up what the run directory holds of this phase; otherwise that is cleared.
+        resume: take up what the run directory holds of this verb; otherwise that is cleared.
 
     Raises:
         OdnError: when what is there cannot be read or cleared.
     """
 
-    def __init__(self, phase: Phase, run: Path | None = None, *, resume: bool = False) -> None:
+    def __init__(self, verb: Verb, run: Path | None = None, *, resume: bool = False) -> None:
         self.records: list[EpochRecord] = []
         self.position: Position | None = None
-        self._phase, self._run = phase, run
+        self._verb, self._run = verb, run
         self._kept: dict[str, dict[str, Tensor]] = {}
         if run is None:
             return
         self._history, self._folder = run / "history.jsonl", run / "checkpoints"
-        self._state = self._folder / f"{phase}.safetensors"
+        self._state = self._folder / f"{verb}.safetensors"
         history = read_history(self._history)
         if resume and self._state.is_file():
             self.position = _read_position(self._state)
             # A record without its state is trained again, so it is dropped here.
-            self.records = [record for record in history if record.phase == phase][: self.position.records]
+            self.records = [record for record in history if record.verb == verb][: self.position.records]
             if len(self.records) < self.position.records:
                 raise OdnError(f"{self._history} is shorter than {self._state} says; start anew with --force")
         else:
             remove(self._state)
-        others = [record for record in history if record.phase != phase]
+        others = [record for record in history if record.verb != verb]
         write_history(self._history, [*others, *self.records])
 
     def commit(self, record: EpochRecord, stage: Stage) -> None:
@@ -79,7 +79,7 @@ class Checkpoints:
             record: of the epoch.
             stage: the training as it stands after it.
         """
-        assert record.phase == self._phase
+        assert record.verb == self._verb
         self.records.append(record)
         if self._run is None:
             return

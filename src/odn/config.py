@@ -135,6 +135,9 @@ class ExpandConfig:
         confidence: when above 0, the lower Wilson bound at this confidence must reach the target, e.g. 0.95.
         patience: a depth has converged when so many epochs in a row brought no improvement.
         min_improvement: gains in validation accuracy below this fraction do not count as improvement.
+        cooldown_epochs: a converged depth that almost reaches the target is annealed to zero over so many epochs
+            before the next block is attached; 0 never does that.
+        reach: a depth almost reaches the target when its validation error is at most so many times the target's.
     """
 
     target_accuracy: float = 1.0
@@ -144,12 +147,16 @@ class ExpandConfig:
     confidence: float = 0.0
     patience: int = 4
     min_improvement: float = 0.0005
+    cooldown_epochs: int = 5
+    reach: float = 1.25
 
     def __post_init__(self) -> None:
         check_target(self.target_accuracy)
         for name in ("epochs_per_depth", "confirmations", "patience"):
             value = getattr(self, name)
             _require(value >= 1, f"expand.{name} is {value}; allowed: 1 or more")
+        _require(self.cooldown_epochs >= 0, f"expand.cooldown_epochs is {self.cooldown_epochs}; allowed: 0 or more")
+        _require(self.reach >= 1, f"expand.reach is {self.reach}; allowed: 1 or more")
         _require(
             0 <= self.confidence < 1,
             f"expand.confidence is {self.confidence}; allowed: above 0 and below 1, e.g. 0.95, or 0 for none",
@@ -173,7 +180,7 @@ class FinetuneConfig:
         epochs: epochs over which the learning rate is annealed to zero; 0 leaves the network as extracted.
     """
 
-    epochs: int = 15
+    epochs: int = 10
 
     def __post_init__(self) -> None:
         _require(self.epochs >= 0, f"finetune.epochs is {self.epochs}; allowed: 0 or more")

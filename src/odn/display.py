@@ -63,7 +63,9 @@ class Display:
             Depth, epoch, accuracy, target and time, e.g. ``depth 2  epoch 5/30  valid 0.9921 / 0.9930 ...``.
         """
         cap = self._cap(record)
-        name = f"depth {record.depth}" if record.phase == "expand" else f"fine-tune depth {record.depth}"
+        name = {"expand": "", "cooldown": "cool-down ", "finetune": "fine-tune "}[
+            record.phase
+        ] + f"depth {record.depth}"
         text = (
             f"{name}  epoch {record.epoch}/{cap}  valid {record.valid_accuracy:.4f} / target "
             f"{self.config.expand.target_accuracy:.4f}  {record.seconds:.1f} s"
@@ -74,8 +76,8 @@ class Display:
         return f"{text}  at most {left // 60}:{left % 60:02d} left" if left else text
 
     def _cap(self, record: EpochRecord) -> int:
-        expanding = record.phase == "expand"
-        return self.config.expand.epochs_per_depth if expanding else max(self.config.finetune.epochs, record.epoch)
+        caps = {"expand": self.config.expand.epochs_per_depth, "cooldown": self.config.expand.cooldown_epochs}
+        return caps.get(record.phase, max(self.config.finetune.epochs, record.epoch))
 
 
 def print_report(report: Report) -> None:

@@ -18,9 +18,9 @@ from odn.data import Split
 from odn.engine import Stage, finish, train_epochs, training_device
 from odn.errors import OdnError, UsageError
 from odn.network import PartitionedNetwork
-from odn.records import EpochRecord, StopReason
-from odn.schedules import constant_after_warmup
-from odn.stopping import decide
+from odn.records import EpochRecord, Phase, StopReason
+from odn.schedules import Schedule, constant_after_warmup, cool_down
+from odn.stopping import almost_reached, decide
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,7 +93,7 @@ def expand_epochs(
         checkpoints: the memory of the run; expansion goes on where it stands.
 
     Yields:
-        The record of every epoch, with the reason to stop in the last one of each depth.
+        The record of every epoch, with the reason to stop in the last one of each phase of each depth.
 
     Returns:
         The chosen depth and how it was found.
@@ -107,48 +107,77 @@ def expand_epochs(
     depths = plan_depths(config, network.max_depth)
     stage: Stage | None = None
     if checkpoints.position is not None:
-        depth = checkpoints.position.depth
-        stage = Stage(network.prefix(depth), training, train)
+        stage = Stage(network.prefix(checkpoints.position.depth), training, train)
         checkpoints.restore(stage)
-        # A stage that was stopped has nothing left to train; the next depth grows from it.
-        depths = [d for d in depths if d > depth or (d == depth and records[-1].stop is None)]
-    schedule = constant_after_warmup(training.warmup_epochs)
-    while depths and not (records and records[-1].stop == StopReason.TARGET_REACHED):
-        depth = depths.pop(0)
+    while (step := next_step(records, depths, config)) is not None:
+        phase, depth = step
         if stage is None:
             stage = Stage(network.prefix(depth), training, train)
         elif stage.prefix.depth < depth:
             stage = _grow(network, stage, depth, train)
-        done = records[-1].epoch if records and records[-1].depth == depth else 0
-        best = max((r.valid_correct for r in records if r.depth == depth), default=-1)
+        best = max((record.valid_correct for record in records if record.depth == depth), default=-1)
         for record in train_epochs(
             stage,
             train,
             valid,
-            phase="expand",
-            schedule=schedule,
-            epochs=config.epochs_per_depth,
+            phase=phase,
+            schedule=_schedule(records, phase, depth, config, training),
+            epochs=config.cooldown_epochs if phase == "cooldown" else config.epochs_per_depth,
             seed=seed,
-            first_epoch=done + 1,
+            first_epoch=1 + sum((record.phase, record.depth) == step for record in records),
         ):
             stop = decide([*records, record], config)
+            if stop == StopReason.NON_FINITE:
+                raise OdnError(
+                    f"the loss became infinite or NaN at depth {depth}, epoch {record.epoch}; lower "
+                    "train.learning_rate in the recipe, or use --precision fp32"
+                )
             record = dataclasses.replace(record, stop=stop)
             if record.valid_correct > best:
                 best = record.valid_correct
                 checkpoints.keep(kept_name(depth), stage.averaged)
             checkpoints.commit(record, stage)
             yield record
-            if stop == StopReason.NON_FINITE:
-                raise OdnError(
-                    f"the loss became infinite or NaN at depth {depth}, epoch {record.epoch}; lower "
-                    "train.learning_rate in the recipe, or use --precision fp32"
-                )
             if stop is not None:
                 break
     result = expand_result(records)
     network.to(training_device())  # the blocks that were never trained follow the others
     checkpoints.take(kept_name(result.depth), network.prefix(result.depth))
     return result
+
+
+def next_step(records: Sequence[EpochRecord], depths: Sequence[int], config: ExpandConfig) -> tuple[Phase, int] | None:
+    """Say what to train next: a pure function of the records so far, so that resuming needs no other state.
+
+    Args:
+        records: of the expansion, oldest first.
+        depths: the plan, ascending.
+        config: when a depth deserves to be annealed.
+
+    Returns:
+        Phase and depth, or None when expansion is over.
+    """
+    if not records:
+        return "expand", depths[0]
+    last = records[-1]
+    if last.stop is None:
+        return last.phase, last.depth
+    if last.stop == StopReason.TARGET_REACHED:
+        return None
+    at_depth = [record for record in records if record.depth == last.depth]
+    if last.phase == "expand" and almost_reached(at_depth, config):
+        return "cooldown", last.depth
+    deeper = [depth for depth in depths if depth > last.depth]
+    return ("expand", deeper[0]) if deeper else None
+
+
+def _schedule(
+    records: Sequence[EpochRecord], phase: Phase, depth: int, config: ExpandConfig, training: TrainConfig
+) -> Schedule:
+    if phase == "expand":
+        return constant_after_warmup(training.warmup_epochs)
+    start = sum((record.phase, record.depth) == ("expand", depth) for record in records)
+    return cool_down(start, config.cooldown_epochs)
 
 
 def expand_result(records: Sequence[EpochRecord]) -> ExpandResult:

@@ -24,7 +24,7 @@ class Flags:
         run: directory that receives everything [default: runs/DATASET].
         seed: of the split, the weights, the order of samples and the augmentation [default: 0].
         epochs_per_depth: hard cap on the epochs spent at one depth [default: 30].
-        finetune_epochs: epochs over which the extracted network is annealed [default: 15].
+        finetune_epochs: epochs over which the extracted network is annealed [default: 10].
         train_limit: train on a stratified subset of so many images.
         depths: the depths to try, e.g. 1,2,4,8 [default: every one].
         confidence: demand that the lower Wilson bound reaches the target, e.g. 0.95.

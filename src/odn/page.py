@@ -159,7 +159,7 @@ def _depth_chart(
 ) -> str:
     best: dict[int, EpochRecord] = {}
     for record in records:
-        if record.phase == "expand" and (
+        if record.verb == "expand" and (
             record.depth not in best or record.valid_correct > best[record.depth].valid_correct
         ):
             best[record.depth] = record
@@ -195,12 +195,11 @@ def _timeline(records: Sequence[EpochRecord], target: float | None) -> str:
         stages.append([index]) if new else stages[-1].append(index)
     for number, stage in enumerate(stages):
         first = records[stage[0]]
-        finetuning = first.phase == "finetune"
-        color = _GREEN if finetuning else (_BLUE, _ORANGE)[number % 2]
+        color = _GREEN if first.verb == "finetune" else (_BLUE, _ORANGE)[first.depth % 2]
         axis.plot([i + 1 for i in stage], [records[i].valid_accuracy for i in stage], marker=".", color=color)
         if number:
             axis.axvline(stage[0] + 0.5, color="#cccccc", linewidth=0.8)
-        label = "fine-tune" if finetuning else f"depth {first.depth}"
+        label = {"expand": f"depth {first.depth}", "cooldown": "cool-down", "finetune": "fine-tune"}[first.phase]
         axis.annotate(
             label,
             ((stage[0] + stage[-1]) / 2 + 1, 1.01),

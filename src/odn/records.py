@@ -11,7 +11,8 @@ from typing import Literal
 from odn.errors import OdnError, UsageError
 from odn.tables import from_table
 
-Phase = Literal["expand", "finetune", "baseline"]
+Phase = Literal["expand", "cooldown", "finetune"]
+Verb = Literal["expand", "finetune"]
 
 
 class StopReason(StrEnum):
@@ -28,7 +29,8 @@ class EpochRecord:
     """One epoch of training and the evaluation that followed it.
 
     Attributes:
-        phase: which verb trained.
+        phase: expansion at a constant learning rate, expansion annealing a depth that almost reached the target,
+            or fine-tuning.
         depth: number of blocks of the trained prefix, from 1.
         epoch: epoch within this phase and depth, from 1.
         learning_rate: at the end of the epoch.
@@ -38,7 +40,7 @@ class EpochRecord:
         train_samples: samples trained on in this epoch.
         evaluated_samples: samples of forward passes without training (recalibration and validation).
         seconds: wall-clock time of the epoch with its evaluation.
-        stop: why this depth ended with this epoch, None while it goes on.
+        stop: why this phase of this depth ended with this epoch, None while it goes on.
     """
 
     phase: Phase
@@ -52,6 +54,11 @@ class EpochRecord:
     evaluated_samples: int
     seconds: float
     stop: str | None = None
+
+    @property
+    def verb(self) -> Verb:
+        """The step of the line that trained: a cool-down is part of expansion."""
+        return "finetune" if self.phase == "finetune" else "expand"
 
     @property
     def valid_accuracy(self) -> float:

@@ -189,7 +189,7 @@ def _cost(artifact: Artifact, records: Sequence[EpochRecord], config: ReportConf
     macs = _macs_by_depth(artifact)
     epochs_by_depth: dict[str, int] = {}
     for record in records:
-        if record.phase == "expand":
+        if record.verb == "expand":
             epochs_by_depth[str(record.depth)] = epochs_by_depth.get(str(record.depth), 0) + 1
     epoch = records[0]
     full_epoch_samples = 3 * epoch.train_samples + epoch.evaluated_samples
@@ -199,5 +199,5 @@ def _cost(artifact: Artifact, records: Sequence[EpochRecord], config: ReportConf
         "reference_epochs": config.reference_epochs,
         "seconds": round(sum(record.seconds for record in records), 3),
         "epochs_by_depth": epochs_by_depth,
-        "finetune_epochs": sum(record.phase == "finetune" for record in records),
+        "finetune_epochs": sum(record.verb == "finetune" for record in records),
     }

@@ -12,11 +12,11 @@ from odn.config import RunConfig, read_run_config, to_toml
 from odn.data import Data, DataSpec, load_data
 from odn.engine import finish
 from odn.errors import OdnError, UsageError
-from odn.expansion import ExpandResult, expand_epochs, expand_result, kept_name, plan_depths
+from odn.expansion import ExpandResult, expand_epochs, expand_result, kept_name, next_step, plan_depths
 from odn.extraction import FinetuneResult, finetune_epochs
 from odn.files import remove, write_atomically
 from odn.network import Prefix, build_network, partition
-from odn.records import EpochRecord, StopReason, read_history
+from odn.records import EpochRecord, read_history
 from odn.reporting import Report, report
 from odn.storage import load_network, save_network
 from odn.tables import from_table, to_table
@@ -116,7 +116,7 @@ def extract_run(path: Path, depth: int | None = None) -> Prefix:
         UsageError: when it did not try that depth.
     """
     config, data = read_run_config(path / "config.toml"), _read_data_spec(path)
-    records = [record for record in read_history(path / "history.jsonl") if record.phase == "expand"]
+    records = [record for record in read_history(path / "history.jsonl") if record.verb == "expand"]
     if depth is None:
         full = build_network(config.backbone, data.input_shape, len(data.classes), width=config.width, device="meta")
         if not _finished(records, config, full.max_depth):
@@ -235,10 +235,7 @@ def _check_data(path: Path, data: Data) -> None:
 
 
 def _finished(records: Sequence[EpochRecord], config: RunConfig, max_depth: int) -> bool:
-    if not records or records[-1].stop is None:
-        return False
-    deepest = plan_depths(config.expand, max_depth)[-1]
-    return records[-1].stop == StopReason.TARGET_REACHED or records[-1].depth == deepest
+    return next_step(records, plan_depths(config.expand, max_depth), config.expand) is None
 
 
 def _check_directory(config: RunConfig, path: Path, *, force: bool, resume: bool) -> None:

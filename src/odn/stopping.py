@@ -43,6 +43,23 @@ def meets_target(correct: int, count: int, config: ExpandConfig) -> bool:
     return correct / count >= config.target_accuracy
 
 
+def almost_reached(records: Sequence[EpochRecord], config: ExpandConfig) -> bool:
+    """Tell whether a depth that has converged deserves to be annealed before the next block is attached.
+
+    At a constant learning rate averaged weights stay short of what annealing reaches (warm-up, stable, decay: Hu et
+    al., arXiv 2404.06395), so that a depth that would do is passed over without this second look.
+
+    Args:
+        records: of that depth at a constant learning rate, one or more.
+        config: target, and how far from it is near.
+
+    Returns:
+        True when the best error is at most ``config.reach`` times the target's.
+    """
+    error = 1 - max(record.valid_accuracy for record in records)
+    return config.cooldown_epochs > 0 and error <= config.reach * (1 - config.target_accuracy)
+
+
 def decide(records: Sequence[EpochRecord], config: ExpandConfig) -> StopReason | None:
     """Decide whether the depth trained last is done (ODN, arXiv 2510.10764: expand once converged).
 
@@ -62,8 +79,10 @@ def decide(records: Sequence[EpochRecord], config: ExpandConfig) -> StopReason |
     met = [meets_target(record.valid_correct, record.valid_count, config) for record in stage]
     if len(met) >= config.confirmations and all(met[-config.confirmations :]):
         return StopReason.TARGET_REACHED
-    if len(stage) >= config.epochs_per_depth:
+    if len(stage) >= (config.cooldown_epochs if last.phase == "cooldown" else config.epochs_per_depth):
         return StopReason.EPOCH_BUDGET
+    if last.phase == "cooldown":
+        return None
     # An evaluation that meets the target is waiting for its confirmation: growing now would waste it.
     if len(stage) > config.patience and not met[-1]:
         before = max(record.valid_accuracy for record in stage[: -config.patience])
