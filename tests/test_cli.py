@@ -53,7 +53,7 @@ def test_the_whole_line_on_digits(odn, tmp_path, recipe):
     assert report["cost"]["epochs_by_depth"]["1"] == len(
         [r for r in history if r["phase"] == "expand" and r["depth"] == 1]
     )
-    assert report["cost"]["finetune_epochs"] == 10
+    assert report["cost"]["finetune_epochs"] == 15
     macs = {1: 4756096}
     if report["depth"] == 1:
         expected = sum(macs[1] * (3 * r["train_samples"] + r["evaluated_samples"]) for r in history)
@@ -138,6 +138,24 @@ def test_flags_go_before_the_recipe_and_the_recipe_before_the_defaults(odn, tmp_
     # The written recipe runs again.
     code, _, err = odn("run", "--config", tmp_path / "run" / "config.toml", "--run", tmp_path / "again")
     assert code in (0, 3), err
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("dataset = 3", "'dataset' is 3 in .*; allowed: a name or a path"),
+        ("data = 3", "'data' is 3; allowed: a table of settings"),
+        ("expand = 3", "'expand' is 3; allowed: a table of settings"),
+        ("data_dir = 3", "'data_dir' is 3; allowed: a value of type str"),
+        ("[expand]\npatienc = 3", r"unknown key 'expand\.patienc'; .*Did you mean 'patience'"),
+        ("[", "cannot read the recipe .*recipe.toml"),
+    ],
+)
+def test_wrong_recipes_get_one_line(refused, tmp_path, text, message):
+    (tmp_path / "recipe.toml").write_text(text)
+    err = refused("run", "--config", tmp_path / "recipe.toml", "--run", tmp_path / "run", code=2)
+    assert re.search(message, err), err
+    assert not (tmp_path / "run").exists()
 
 
 # what can be looked up ---------------------------------------------------------------------------------------------

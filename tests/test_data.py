@@ -214,6 +214,17 @@ def test_16_bit_images_keep_their_upper_bits(tmp_path):
     assert torch.equal(decode(tmp_path / "deep.png", (1, 8, 8))[0], torch.from_numpy((samples >> 8).astype(np.uint8)))
 
 
+def test_a_decompression_bomb_is_a_bad_image(tmp_path, monkeypatch):
+    root = image_folder(tmp_path / "own")
+    Image.new("L", (40, 40)).save(root / "class_0" / "bomb.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    with pytest.raises(OdnError, match=r"bomb\.png is not a readable image .*decompression bomb"):
+        load_data(str(root))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    with pytest.raises(OdnError, match="is not a readable image .*decompression bomb"):
+        load_data(str(root))
+
+
 def test_streamed_and_resident_folders_give_the_same_batches(tmp_path):
     root = str(image_folder(tmp_path / "own", mode="RGB"))
     resident = load_data(root)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from odn.data import DataSpec, Preprocessing
-from odn.data.images import decode
+from odn.data.images import decode, image_warnings
 from odn.errors import OdnError, UsageError
 from odn.files import new_directory, write_atomically
 from odn.network import Prefix
@@ -125,7 +125,8 @@ class Artifact:
         """
         for start in range(0, len(paths), _PREDICT_BATCH):
             chunk = paths[start : start + _PREDICT_BATCH]
-            images = torch.stack([decode(path, self.manifest.preprocessing.input_shape) for path in chunk])
+            with image_warnings():
+                images = torch.stack([decode(path, self.manifest.preprocessing.input_shape) for path in chunk])
             yield from zip(chunk, self.predict(images), strict=True)
 
 

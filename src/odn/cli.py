@@ -33,11 +33,11 @@ def _version() -> str:
     return version("optimally-deep")
 
 
-Json = Annotated[bool, Parameter(negative="")]
+Switch = Annotated[bool, Parameter(negative="")]
 
 
 @app.command(name="run")
-def run_command(dataset: str | None = None, /, *, flags: Flags = Flags(), json: Json = False) -> int:
+def run_command(dataset: str | None = None, /, *, flags: Flags = Flags(), json: Switch = False) -> int:
     """Do the whole line: data, expand, extract, finetune, artifact, report.
 
     Args:
@@ -59,7 +59,7 @@ def run_command(dataset: str | None = None, /, *, flags: Flags = Flags(), json: 
 
 
 @app.command(name="expand")
-def expand_command(dataset: str | None = None, /, *, flags: Flags = Flags(), json: Json = False) -> int:
+def expand_command(dataset: str | None = None, /, *, flags: Flags = Flags(), json: Switch = False) -> int:
     """Grow the network until the target is reached; the first step of a run.
 
     Args:
@@ -96,7 +96,7 @@ def extract_command(run: Path, /, *, depth: int | None = None) -> int:
 
 
 @app.command(name="finetune")
-def finetune_command(run: Path, /, *, epochs: int | None = None, resume: Json = False) -> int:
+def finetune_command(run: Path, /, *, epochs: int | None = None, resume: Switch = False) -> int:
     """Anneal the extracted network, to RUN/finetuned.
 
     Args:
@@ -130,7 +130,7 @@ def export_command(run: Path, /) -> int:
 
 
 @app.command(name="report")
-def report_command(run: Path, /, *, json: Json = False) -> int:
+def report_command(run: Path, /, *, json: Switch = False) -> int:
     """Measure the artifact and look at the test split, to RUN/report.json and RUN/report.html.
 
     Args:
@@ -156,7 +156,7 @@ def profile_command(
     input_shape: str = "3x32x32",
     classes: int = 10,
     width: float = 1.0,
-    json: Json = False,
+    json: Switch = False,
 ) -> int:
     """Print the cost of every depth of a backbone: no data, no training.
 
@@ -182,7 +182,7 @@ def profile_command(
 
 
 @app.command(name="backbones")
-def backbones_command(*, json: Json = False) -> int:
+def backbones_command(*, json: Switch = False) -> int:
     """List the backbones that can be named; parameters are those of the full depth for 3x32x32 and 10 classes.
 
     Args:
@@ -214,7 +214,7 @@ def backbones_command(*, json: Json = False) -> int:
 
 @app.command(name="predict")
 def predict_command(
-    artifact: Path, files: Annotated[list[Path], Parameter(consume_multiple=True)], /, *, json: Json = False
+    artifact: Path, files: Annotated[list[Path], Parameter(consume_multiple=True)], /, *, json: Switch = False
 ) -> int:
     """Classify image files: path, label and probability, one line each.
 

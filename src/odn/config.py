@@ -180,7 +180,7 @@ class FinetuneConfig:
         epochs: epochs over which the learning rate is annealed to zero; 0 leaves the network as extracted.
     """
 
-    epochs: int = 10
+    epochs: int = 15
 
     def __post_init__(self) -> None:
         _require(self.epochs >= 0, f"finetune.epochs is {self.epochs}; allowed: 0 or more")

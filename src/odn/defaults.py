@@ -80,7 +80,10 @@ def complete(table: dict[str, Any]) -> RunConfig:
     require_dataset(dataset)
     filled: dict[str, Any] = {"data_dir": os.environ.get("ODN_DATA_DIR", "data"), **table}
     known = DATASETS.get(dataset)
-    expand = dict(table.get("expand", {}))
+    given = table.get("expand", {})
+    if not isinstance(given, dict) or not isinstance(filled["data_dir"], str):
+        return from_table(RunConfig, {"backbone": OWN_DATA_BACKBONE, **filled})  # which says what is wrong
+    expand = dict(given)
     if known is not None:
         filled.setdefault("backbone", known.backbone)
         filled.setdefault("augment", to_table(known.augment))

@@ -24,7 +24,7 @@ class Flags:
         run: directory that receives everything [default: runs/DATASET].
         seed: of the split, the weights, the order of samples and the augmentation [default: 0].
         epochs_per_depth: hard cap on the epochs spent at one depth [default: 30].
-        finetune_epochs: epochs over which the extracted network is annealed [default: 10].
+        finetune_epochs: epochs over which the extracted network is annealed [default: 15].
         train_limit: train on a stratified subset of so many images.
         depths: the depths to try, e.g. 1,2,4,8 [default: every one].
         confidence: demand that the lower Wilson bound reaches the target, e.g. 0.95.
@@ -63,6 +63,9 @@ class Flags:
 
         Returns:
             The settings of the run, and its directory.
+
+        Raises:
+            UsageError: when they do not fit together.
         """
         from odn.config import read_run_config
         from odn.defaults import complete
@@ -70,6 +73,8 @@ class Flags:
 
         recipe = read_toml(self.config) if self.config else {}
         dataset = dataset or recipe.get("dataset")
+        if dataset is not None and not isinstance(dataset, str):
+            raise UsageError(f"'dataset' is {dataset!r} in {self.config}; allowed: a name or a path")
         run = self.run or Path("runs") / (Path(dataset).resolve().stem if dataset else "digits")
         if self.resume:
             recipe = _merged(to_table(read_run_config(run / "config.toml")), recipe)
@@ -111,9 +116,9 @@ def _merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
     for name, value in above.items():
         if isinstance(value, dict):
             inner = merged.get(name, {})
-            lower = _merged(inner if isinstance(inner, dict) else {}, value)
-            if lower or name in merged:
-                merged[name] = lower
+            # A recipe with something else in the place of a table is refused later, by name.
+            if isinstance(inner, dict):
+                merged[name] = _merged(inner, value)
         elif value is not None:
             merged[name] = value
     return merged

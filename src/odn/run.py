@@ -6,6 +6,7 @@ from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import Protocol, TypeVar
 
+from odn.allocator import reuse_freed_memory
 from odn.artifact import export
 from odn.checkpoint import Checkpoints
 from odn.config import RunConfig, read_run_config, to_toml
@@ -84,6 +85,7 @@ def _expand(config: RunConfig, path: Path, *, force: bool, resume: bool, watch: 
         _check_data(path, data)
     else:
         _create(config, data, path)
+    reuse_freed_memory()
     checkpoints = Checkpoints("expand", path, resume=resume)
     if not _finished(checkpoints.records, config, network.max_depth):
         _clear_after(path, None)
@@ -155,6 +157,7 @@ def finetune_run(
     settings = config.finetune if epochs is None else dataclasses.replace(config.finetune, epochs=epochs)
     small = load_network(path / "extracted")
     data = data or _reload_data(config, path)
+    reuse_freed_memory()
     checkpoints = Checkpoints("finetune", path, resume=resume)
     _clear_after(path, "extracted")
     result = watch(

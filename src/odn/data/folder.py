@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
-from odn.data.images import BadImage, decode, image_facts
+from odn.data.images import BadImage, decode, image_facts, image_warnings
 from odn.data.sources import Samples, Source
 from odn.errors import OdnError
 
@@ -90,7 +90,7 @@ def common_shape(paths: Sequence[Path], image_size: int, *, skip_bad_files: bool
     """
     first: tuple[Path, int, int] | None = None
     gray = True
-    with ThreadPoolExecutor() as pool:
+    with image_warnings(), ThreadPoolExecutor() as pool:
         for path, facts in zip(paths, pool.map(_facts_or_error, paths), strict=True):
             if isinstance(facts, BadImage):
                 if skip_bad_files:
@@ -143,7 +143,9 @@ def decode_all(
     chunk = 1024  # bounds what is decoded ahead of the consumer
     with ThreadPoolExecutor() as pool:
         for start in range(0, len(paths), chunk):
-            for offset, image in enumerate(pool.map(attempt, paths[start : start + chunk])):
+            with image_warnings():
+                images = list(pool.map(attempt, paths[start : start + chunk]))
+            for offset, image in enumerate(images):
                 if not isinstance(image, BadImage):
                     yield start + offset, image
                 elif skip_bad_files:

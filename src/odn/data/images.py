@@ -12,7 +12,6 @@ from torch import Tensor
 
 from odn.errors import OdnError
 
-SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 _GRAY_MODES = frozenset({"1", "L", "LA", "I", "F", "I;16", "I;16B", "I;16L"})
 
 
@@ -32,16 +31,27 @@ class BadImage(OdnError):
 
 
 @contextlib.contextmanager
+def image_warnings() -> Iterator[None]:
+    """Turn Pillow's warning of decompression bombs into an error and silence those about metadata.
+
+    Filters of warnings belong to the process, not to a thread: enter this around threads that decode, not in them.
+
+    Yields:
+        Nothing.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        yield
+
+
+@contextlib.contextmanager
 def _opened(path: Path) -> Iterator[Image.Image]:
+    bombs = (Image.DecompressionBombWarning, Image.DecompressionBombError)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow warns about metadata that does not concern the pixels.
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path) as image:
-                yield image
-    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombWarning) as error:
-        raise BadImage(path, _reason(error)) from error
-    except Image.DecompressionBombError as error:
+        with Image.open(path) as image:
+            yield image
+    except (OSError, SyntaxError, ValueError, EOFError, *bombs) as error:
         raise BadImage(path, _reason(error)) from error
 
 

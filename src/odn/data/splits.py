@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from odn.config import AugmentConfig
 from odn.data.augment import augment
-from odn.data.images import decode
+from odn.data.images import decode, image_warnings
 
 
 def derive_seed(seed: int, *parts: str | int) -> int:
@@ -145,7 +145,8 @@ class _Files(Dataset[tuple[Tensor, int]]):
         return len(self.paths)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        return decode(self.paths[index], self.shape), self.labels[index]
+        with image_warnings():
+            return decode(self.paths[index], self.shape), self.labels[index]
 
 
 @final
