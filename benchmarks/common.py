@@ -52,7 +52,9 @@ class Cells:
 
     def __init__(self, path: Path, summarise: Callable[[list[Row]], Row]) -> None:
         self.path, self.summarise = path, summarise
-        self.rows: list[Row] = json.loads(path.read_text())["rows"] if path.is_file() else []
+        kept = json.loads(path.read_text()) if path.is_file() else {"rows": []}
+        self.rows: list[Row] = kept.pop("rows")
+        self._made: Row = {name: kept[name] for name in ("machine", "command", "date", "commit") if name in kept}
 
     def run(self, key: Row, measure: Callable[[], Row]) -> None:
         """Measure one cell unless it is finished.
@@ -64,21 +66,21 @@ class Cells:
         if any(key.items() <= row.items() for row in self.rows):
             print("kept:", *key.values(), flush=True)
             return
-        row = {**key, **measure(), "date": datetime.date.today().isoformat(), "commit": commit()}
+        row = {**key, **measure(), "commit": commit()}
         self.rows.append(row)
+        # When and where the newest cell was measured; a run that measures nothing does not change it.
+        self._made = {
+            "machine": machine(),
+            "command": f"python -m {getattr(sys.modules['__main__'].__spec__, 'name', '?')}",
+            "date": datetime.date.today().isoformat(),
+            "commit": row["commit"],
+        }
         print(*(f"{name}={value}" for name, value in row.items()), flush=True)
         self.save()
 
     def save(self) -> None:
         """Write the JSON file."""
-        document = {
-            "machine": machine(),
-            "command": " ".join(["python -m", (sys.modules["__main__"].__spec__ or argparse.Namespace(name="?")).name]),
-            "date": datetime.date.today().isoformat(),
-            "commit": commit(),
-            "summary": self.summarise(self.rows),
-            "rows": self.rows,
-        }
+        document = {**self._made, "summary": self.summarise(self.rows), "rows": self.rows}
         self.path.parent.mkdir(parents=True, exist_ok=True)
         temporary = self.path.with_suffix(".partial")
         temporary.write_text(json.dumps(document, indent=2) + "\n")

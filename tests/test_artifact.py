@@ -32,13 +32,16 @@ def artifact(tmp_path, network):
 def rewrite(artifact, name, content: bytes):
     """Change a file and its checksum, as someone who knows the format would."""
     (artifact / name).write_bytes(content)
-    manifest = json.loads((artifact / "manifest.json").read_text())
-    manifest["files"][name] = hashlib.sha256(content).hexdigest()
-    (artifact / "manifest.json").write_text(json.dumps(manifest))
+    files = json.loads((artifact / "manifest.json").read_text())["files"]
+    change_json(artifact / "manifest.json", files={**files, name: hashlib.sha256(content).hexdigest()})
 
 
 def change_json(path, **changes):
-    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+    """Change the manifest and its own checksum."""
+    table = {**json.loads(path.read_text()), **changes}
+    table.pop("sha256")
+    digest = hashlib.sha256(json.dumps(table, sort_keys=True).encode()).hexdigest()
+    path.write_text(json.dumps({**table, "sha256": digest}))
 
 
 def test_a_loaded_network_gives_the_same_logits(artifact, network):
@@ -92,6 +95,25 @@ def test_a_changed_byte_is_noticed(artifact, name):
     (artifact / name).write_bytes(content)
     with pytest.raises(OdnError, match=f"{name} was changed since it was exported"):
         load(artifact)
+
+
+@pytest.mark.parametrize(("old", "new"), [('"b"', '"q"'), ("0.36", "0.37"), ("stripes", "strikes")])
+def test_a_changed_manifest_is_noticed(artifact, old, new):
+    path = artifact / "manifest.json"
+    assert old in path.read_text()
+    path.write_text(path.read_text().replace(old, new))
+    with pytest.raises(OdnError, match=r"manifest\.json was changed since it was exported"):
+        load(artifact)
+
+
+def test_normalisation_that_cannot_be_is_refused(artifact):
+    for preprocessing in (
+        {"input_shape": [1, 8, 8], "mean": [0.1, 0.2], "std": [0.1, 0.2]},
+        {"input_shape": [1, 8, 8], "mean": [0.1], "std": [0.0]},
+    ):
+        change_json(artifact / "manifest.json", preprocessing=preprocessing)
+        with pytest.raises(OdnError, match="is not a valid manifest .*deviations"):
+            load(artifact)
 
 
 @pytest.mark.parametrize("name", ["spec.json", "weights.safetensors", "manifest.json"])

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import stat
 import subprocess
@@ -122,6 +123,24 @@ def test_extracting_another_depth_makes_the_rest_out_of_date(odn, npz, tmp_path,
     assert not (run / "report.json").exists()
     assert json.loads((run / "extracted" / "spec.json").read_text())["depth"] == 2
     assert "depth 7 was not trained; allowed: 1, 2" in refused("extract", run, "--depth", 7, code=2)
+    # What fine-tuned the other depth is gone with it: the report counts none, and resuming starts it anew.
+    assert odn("export", run)[0] == 0
+    assert odn("report", run)[0] == 3
+    assert json.loads((run / "report.json").read_text())["cost"]["finetune_epochs"] == 0
+    shutil.rmtree(run / "artifact")
+    assert odn("run", npz, *config, "--epochs-per-depth", 2, "--resume")[0] == 3
+    report = json.loads((run / "report.json").read_text())
+    assert (report["depth"], report["cost"]["finetune_epochs"]) == (2, 3)
+
+
+def test_finetuning_longer_becomes_a_setting_of_the_run(odn, refused, npz, tmp_path, recipe):
+    run = tmp_path / "run"
+    assert odn("expand", npz, "--target", 0.5, "--config", recipe, *FAST, "--run", run)[0] == 0
+    assert f"has no extracted network; run: odn extract {run}" in refused("finetune", run, code=1)
+    assert odn("extract", run)[0] == 0
+    code, _, err = odn("finetune", run, "--epochs", 2)
+    assert (code, "epoch 2/2" in err) == (0, True)
+    assert tomllib.loads((run / "config.toml").read_text())["finetune"]["epochs"] == 2
 
 
 def test_flags_go_before_the_recipe_and_the_recipe_before_the_defaults(odn, tmp_path, npz):
@@ -202,6 +221,7 @@ def test_help_names_every_command(odn):
         (["run", "digits", "--targt", "0.9"], 2, "--targt"),
         (["run", "digits", "--seed", "one"], 2, "--seed"),
         (["rnu", "digits"], 2, "rnu"),
+        (["run", "digits", "--depths", "²"], 2, "--depths is '²'; allowed: whole numbers"),
         (["run", "digits", "--depths", "1,two"], 2, "--depths is '1,two'; allowed: whole numbers"),
         (["run", "digits", "--depths", "1,99"], 2, "depth 99 is in the plan; allowed: 1 to 8"),
         (["run", "digits", "--train-limit", "3"], 2, "--train-limit is 3 but digits has 10 classes"),
@@ -209,6 +229,7 @@ def test_help_names_every_command(odn):
         (["run", "digits", "--width", "2"], 2, "backbone 'resnet18_small' has no width 2"),
         (["run", "digits", "--config", "nowhere.toml"], 2, "cannot read the recipe nowhere.toml"),
         (["run", "digits", "--force", "--resume"], 1, "not a run directory"),
+        (["run", "mnist", "--data-dir", "nowhere", "--backbone", "resnet19"], 2, "unknown backbone"),
         (["run", "mnist", "--data-dir", "nowhere"], 1, "dataset 'mnist' is missing: .*nowhere"),
         (["profile", "resnet18", "--input-shape", "28x28"], 2, "--input-shape is '28x28'; allowed: channels x"),
         (["profile", "resnet18", "--input-shape", "2x28x28"], 2, "input shape 2x28x28; allowed: 1 or 3 channels"),
@@ -252,6 +273,7 @@ def test_a_run_directory_is_never_overwritten_unasked(odn, refused, npz, tmp_pat
     )
     assert (run / "report.json").read_text() == before
     assert odn(*common, "--resume")[0] == 0
+    assert without_times(json.loads(before)) == without_times(json.loads((run / "report.json").read_text()))
     assert odn(*common, "--force")[0] == 0
     assert without_times(json.loads(before)) == without_times(json.loads((run / "report.json").read_text()))
 
@@ -270,6 +292,7 @@ def test_force_never_removes_what_is_no_run(refused, npz, tmp_path):
     precious = tmp_path / "precious"
     precious.mkdir()
     (precious / "thesis.txt").write_text("years of work")
+    (precious / "config.toml").write_text("title = 'a web site'")
     err = refused("run", npz, "--target", 0.5, "--run", precious, "--force", code=2)
     assert "exists and is not a run directory" in err
     assert (precious / "thesis.txt").read_text() == "years of work"
@@ -281,11 +304,10 @@ def test_a_place_that_cannot_be_written_is_named(refused, npz, tmp_path):
     locked = tmp_path / "locked"
     locked.mkdir()
     locked.chmod(stat.S_IRUSR | stat.S_IXUSR)
-    if os.access(locked, os.W_OK):  # root may write anywhere; /proc is closed to root as well
-        locked = "/proc/1/odn"
+    if os.access(locked, os.W_OK):  # root may write anywhere but into the kernel's own folders
+        locked = "/proc"
     err = refused("run", npz, "--target", 0.5, "--run", f"{locked}/run", code=1)
-    assert "cannot write" in err
-    assert "--run" in err
+    assert re.search(f"cannot write .*{locked}/.*; choose another folder with --run", err), err
 
 
 def test_a_full_disk_is_explained_and_what_was_saved_stands(odn, refused, npz, tmp_path, monkeypatch, recipe):
@@ -325,7 +347,7 @@ def test_ctrl_c_leaves_a_run_that_resume_continues(odn, npz, tmp_path, recipe):
         rest = process.stderr.read()
     assert process.returncode == 1, (seen, rest)
     assert rest.splitlines()[-1] == (
-        "odn: interrupted; what was finished is kept, add --resume to the same command to continue"
+        "odn: interrupted; what a run finished is kept, the same command continues with --resume"
     )
     assert "Traceback" not in rest
     code, _, err = odn(*common, "--resume")

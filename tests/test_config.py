@@ -42,6 +42,9 @@ def test_missing_key_is_named():
         ({"expand": {"confirmations": 40}}, "confirmations is 40 but only 30 epochs"),
         ({"train": {"precision": "fp8"}}, r"'train\.precision' is 'fp8'; allowed: auto, fp32, bf16"),
         ({"train": {"label_smoothing": 1.0}}, "label_smoothing is 1.0; allowed: 0 to below 1"),
+        ({"train": {"batch_size": 1}}, "batch_size is 1; BatchNorm needs 2 or more"),
+        ({"data": {"image_size": 100_000}}, "image_size is 100000; allowed: 1 to 4096"),
+        ({"expand": {"cooldown_epochs": 1}}, "cooldown_epochs is 1, too few for 2 confirmations"),
         ({"augment": {"shift": 0.7}}, "augment.shift is 0.7; allowed: 0 to 0.5"),
         ({"data": {"valid_fraction": 0.9}}, "valid_fraction is 0.9; allowed: above 0 to 0.5"),
         ({"seed": -1}, "seed is -1; allowed: 0 to"),
@@ -59,6 +62,11 @@ def test_named_datasets_bring_their_defaults():
     assert config.augment == DATASETS["mnist"].augment
     svhn = complete({"dataset": "svhn"})
     assert (svhn.backbone, svhn.expand.target_accuracy) == ("resnet34", 0.9608)
+
+
+def test_a_part_of_the_augmentation_keeps_the_rest_of_the_datasets():
+    augment = complete({"dataset": "mnist", "augment": {"flip": True}}).augment
+    assert augment == dataclasses.replace(DATASETS["mnist"].augment, flip=True)
 
 
 def test_a_recipe_goes_before_the_defaults():

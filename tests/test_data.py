@@ -149,6 +149,8 @@ NAN[7, 0, 0] = np.nan
 @pytest.mark.parametrize(
     ("arrays", "message"),
     [
+        ({"x_train": X[:0], "y_train": Y[:0]}, "x_train has no images; add some"),
+        ({"x_train": X, "y_train": Y, "x_test": X[:0], "y_test": Y[:0]}, "x_test has no images; add some or leave it"),
         ({"x_train": X}, "holds x_train; allowed: x_train and y_train"),
         ({"x_train": X, "y_train": Y[:-1]}, r"y_train is int64 of shape \(59,\); allowed: one integer or string"),
         ({"x_train": X, "y_train": Y.astype(np.float32)}, "y_train is float32"),
@@ -173,9 +175,17 @@ def test_wrong_archives_are_explained(tmp_path, arrays, message):
         load_data(str(path))
 
 
-def test_a_file_that_is_no_archive_is_explained(tmp_path):
+@pytest.mark.parametrize("kind", ["text", "array", "flipped", "cut"])
+def test_a_file_that_is_no_archive_is_explained(tmp_path, kind):
     path = tmp_path / "bad.npz"
-    path.write_bytes(b"no zip")
+    np.savez_compressed(path, x_train=X, y_train=Y)
+    whole = bytearray(path.read_bytes())
+    whole[len(whole) // 3] ^= 255
+    if kind == "array":
+        with path.open("wb") as file:
+            np.save(file, X)
+    else:
+        path.write_bytes({"text": b"no zip", "flipped": bytes(whole), "cut": bytes(whole[: len(whole) // 2])}[kind])
     with pytest.raises(OdnError, match="cannot read .*bad.npz"):
         load_data(str(path))
 
@@ -212,6 +222,8 @@ def test_16_bit_images_keep_their_upper_bits(tmp_path):
     samples = np.linspace(0, 65535, 64).astype(np.uint16).reshape(8, 8)
     Image.fromarray(samples).save(tmp_path / "deep.png")
     assert torch.equal(decode(tmp_path / "deep.png", (1, 8, 8))[0], torch.from_numpy((samples >> 8).astype(np.uint8)))
+    Image.fromarray(np.full((8, 8), 200, np.uint16)).save(tmp_path / "dark.png")
+    assert decode(tmp_path / "dark.png", (1, 8, 8)).max() == 0
 
 
 def test_a_decompression_bomb_is_a_bad_image(tmp_path, monkeypatch):
@@ -258,6 +270,22 @@ def test_unreadable_files_are_named_and_skipped_only_on_request(tmp_path, conten
     data = load_data(str(root), config=DataConfig(skip_bad_files=True))
     assert len(data.train) + len(data.valid) + len(data.test) == 36
     assert "bad.png" in caplog.text
+
+
+def test_a_streamed_file_that_goes_bad_is_named(tmp_path):
+    data = load_data(str(image_folder(tmp_path / "own")), config=DataConfig(resident_bytes=0, workers=1))
+    data.train.paths[3].write_bytes(b"gone")
+    with pytest.raises(OdnError, match="is not a readable image"):
+        list(plain_batches(data.train, 4, CPU))
+
+
+def test_a_split_without_a_readable_file_is_named(tmp_path):
+    image_folder(tmp_path / "own" / "train")
+    for path in image_folder(tmp_path / "own" / "test", count=2).rglob("*.png"):
+        path.write_bytes(b"bad")
+    data = load_data(str(tmp_path / "own"), config=DataConfig(skip_bad_files=True))
+    with pytest.raises(OdnError, match="none of 6 files is a readable image"):
+        data.test  # noqa: B018
 
 
 def test_empty_folders_and_classes_are_named(tmp_path):
@@ -308,6 +336,18 @@ def test_a_missing_dataset_that_cannot_be_downloaded_leaves_nothing_behind(tmp_p
     with pytest.raises(OdnError, match="dataset 'mnist' is missing: .*no network.*name their folder with --data-dir"):
         load_data("mnist", data_dir=root)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["train-images-idx3-ubyte", "train-labels-idx1-ubyte"])
+def test_a_damaged_named_dataset_is_explained(tmp_path, data_dir, name):
+    raw = tmp_path / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    for path in (data_dir / "MNIST" / "raw").iterdir():
+        (raw / path.name).symlink_to(path)
+    (raw / name).unlink()
+    (raw / name).write_bytes((data_dir / "MNIST" / "raw" / name).read_bytes()[:5000])
+    with pytest.raises(OdnError, match="dataset 'mnist' in .* is damaged .*restore its files"):
+        load_data("mnist", data_dir=tmp_path)
 
 
 def test_real_mnist(data_dir):

@@ -89,6 +89,13 @@ def test_batchnorm_statistics_belong_to_the_averaged_weights():
     torch.testing.assert_close(norm.running_var, features.var((0, 2, 3)), rtol=1e-2, atol=1e-5)
 
 
+def test_recalibration_takes_whole_batches():
+    network = by_hand().prefix(1)
+    big = tiny_data(train=513).train
+    assert recalibrate(network, big, 2048, seed=0) == 512
+    assert recalibrate(network, big, 100, seed=0) == 100
+
+
 def test_recalibration_leaves_networks_without_batchnorm_alone():
     assert recalibrate(nn.Linear(1, 1), DATA.train, 64, seed=0) == 0
 
@@ -148,7 +155,7 @@ def test_optimizer_state_is_carried_over_by_identity(optimizer):
     assert trained == {id(p) for p in network.prefix(2).parameters()}
 
 
-@pytest.mark.parametrize(("count", "expected"), [(10, 32), (1150, 32), (54_000, 256), (9000, 128), (4100, 64)])
+@pytest.mark.parametrize(("count", "expected"), [(10, 16), (1150, 16), (54_000, 256), (9000, 128), (4100, 64)])
 def test_default_batch_sizes(count, expected):
     assert batch_size_for(TrainConfig(), count) == expected
     assert batch_size_for(TrainConfig(batch_size=7), count) == 7

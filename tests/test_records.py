@@ -31,8 +31,9 @@ def test_a_damaged_line_in_the_middle_is_named(tmp_path):
         read_history(path)
 
 
-def test_a_record_of_another_shape_is_named(tmp_path):
+@pytest.mark.parametrize("line", [b'{"phase": "expand"}\n', b"5\n", b"null\n", b"\xff\n", b"9" * 5000 + b"\n"])
+def test_a_record_of_another_shape_is_named(tmp_path, line):
     path = tmp_path / "history.jsonl"
-    path.write_text('{"phase": "expand"}\n')
+    path.write_bytes(line)
     with pytest.raises(OdnError, match="line 1 is damaged"):
         read_history(path)

@@ -8,7 +8,7 @@ from scipy.stats import binomtest
 from odn.config import ExpandConfig
 from odn.errors import UsageError
 from odn.records import EpochRecord, StopReason
-from odn.stopping import almost_reached, decide, meets_target, wilson_interval
+from odn.stopping import almost_reached, confirmed, decide, meets_target, wilson_interval
 
 
 def records(accuracies: list[int], *, depth: int = 1, count: int = 1000, loss: float | None = 0.5) -> list[EpochRecord]:
@@ -82,6 +82,12 @@ def test_a_cooldown_ends_with_the_target_or_its_budget_and_never_with_a_plateau(
     assert decide(cooling([980] * 5), config) == StopReason.EPOCH_BUDGET
     assert decide(cooling([980, 990, 990]), config) == StopReason.TARGET_REACHED
     assert decide([*records([990]), *cooling([990])], config) is None
+
+
+def test_confirmed_wants_consecutive_evaluations_of_one_phase():
+    assert confirmed(records([980, 990, 990, 980]), CONFIG)
+    assert not confirmed(records([990, 980, 990]), CONFIG)
+    assert not confirmed([*records([990]), *records([990], depth=2)], CONFIG)
 
 
 def test_almost_reached_compares_errors():

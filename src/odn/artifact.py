@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import final
+from typing import Any, final
 
 import torch
 from torch import Tensor
@@ -106,6 +106,7 @@ class Artifact:
                 f"images are {images.dtype} of shape {tuple(images.shape)}; allowed: uint8 of shape (B, "
                 f"{', '.join(map(str, shape))})"
             )
+        images = images.to(next(self.network.parameters()).device)
         with torch.inference_mode():
             logits = self.network(self.manifest.preprocessing.normalise(images.float() / 255))
             probabilities, indices = logits.softmax(1).max(1)
@@ -162,7 +163,9 @@ def export(network: Prefix, directory: str | Path, data: DataSpec) -> Path:
             },
             files={name: _sha256((partial / name).read_bytes()) for name in (SPEC_FILE, WEIGHTS_FILE)},
         )
-        write_atomically(partial / _MANIFEST, json.dumps(to_table(manifest), indent=2) + "\n")
+        table = to_table(manifest)
+        document = json.dumps({**table, "sha256": _digest(table)}, indent=2)
+        write_atomically(partial / _MANIFEST, document + "\n")
     return directory
 
 
@@ -202,12 +205,18 @@ def _read_manifest(directory: Path) -> Manifest:
         schema = table["schema"]
         if not isinstance(schema, int) or schema > SCHEMA:
             raise OdnError(f"{path} has schema {schema}; this odn reads {SCHEMA}; install a newer odn")
+        if table.pop("sha256", None) != _digest(table):
+            raise OdnError(f"{path} was changed since it was exported; copy or export the artifact again")
         manifest = from_table(Manifest, table)
-    except (json.JSONDecodeError, RecursionError, KeyError, TypeError, UsageError) as error:
+    except (ValueError, RecursionError, KeyError, TypeError, UsageError) as error:
         raise OdnError(f"{path} is not a valid manifest ({error}); copy or export the artifact again") from error
     if set(manifest.files) != {SPEC_FILE, WEIGHTS_FILE}:
         raise OdnError(f"{path} must list {SPEC_FILE} and {WEIGHTS_FILE}; export the network again")
     return manifest
+
+
+def _digest(table: dict[str, Any]) -> str:
+    return _sha256(json.dumps(table, sort_keys=True).encode())
 
 
 def _sha256(content: bytes) -> str:

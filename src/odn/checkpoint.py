@@ -70,7 +70,7 @@ class Checkpoints:
         else:
             remove(self._state)
         others = [record for record in history if record.verb != verb]
-        write_history(self._history, [*others, *self.records])
+        write_history(self._history, sorted([*others, *self.records], key=lambda record: record.verb == "finetune"))
 
     def commit(self, record: EpochRecord, stage: Stage) -> None:
         """Remember an epoch: its record first, then the state that follows it.
@@ -156,7 +156,7 @@ def _read_position(path: Path) -> Position:
         OSError,
         KeyError,
         TypeError,
-        json.JSONDecodeError,
+        ValueError,
         UsageError,
     ) as error:
         raise OdnError(f"{path} is damaged ({error}); start anew with --force") from error

@@ -2,8 +2,10 @@
 
 import json as json_module
 import logging
+import os
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -104,10 +106,13 @@ def finetune_command(run: Path, /, *, epochs: int | None = None, resume: Switch 
         epochs: instead of the run's own setting.
         resume: continue an interrupted fine-tuning.
     """
-    from odn.config import read_run_config
+    from odn.config import FinetuneConfig, read_run_config
     from odn.run import finetune_run
 
-    display = _display(read_run_config(run / "config.toml"))
+    config = read_run_config(run / "config.toml")
+    if epochs is not None:
+        config = replace(config, finetune=FinetuneConfig(epochs=epochs))
+    display = _display(config)
     result = finetune_run(run, epochs=epochs, resume=resume, watch=display.watch)
     print(
         f"valid {result.valid_accuracy_before:.4f} before, {result.valid_accuracy:.4f} after, written to "
@@ -250,12 +255,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         code = _fail(" ".join(str(error).split()), USAGE)
     except OdnError as error:
         code = _fail(str(error), error.exit_code)
+    except BrokenPipeError:
+        # The reader of our output has gone; Python would complain again while it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = FAILED
     except OSError as error:
-        from odn.files import explain
-
-        code = _fail(explain(error, Path(error.filename or ".")), FAILED)
+        code = _fail(" ".join(str(error).split()), FAILED)
     except KeyboardInterrupt:
-        code = _fail("interrupted; what was finished is kept, add --resume to the same command to continue", FAILED)
+        code = _fail("interrupted; what a run finished is kept, the same command continues with --resume", FAILED)
     raise SystemExit(code if isinstance(code, int) else DONE)
 
 
@@ -266,7 +273,7 @@ def _fail(message: str, code: int) -> int:
 
 def _shape(text: str) -> tuple[int, int, int]:
     sides = text.lower().split("x")
-    if len(sides) != 3 or not all(side.isascii() and side.isdigit() for side in sides):
+    if len(sides) != 3 or not all(s.isascii() and s.isdigit() and len(s) < 10 for s in sides):
         raise UsageError(f"--input-shape is '{text}'; allowed: channels x height x width, e.g. 1x28x28")
     channels, height, width = map(int, sides)
     return channels, height, width

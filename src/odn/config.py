@@ -51,7 +51,7 @@ class DataConfig:
             0 keeps all.
         image_size: height and width in pixels to which files are resized; 0 keeps the size they share.
         skip_bad_files: leave unreadable image files out (they are named) instead of stopping.
-        resident_bytes: datasets whose decoded images fit into so many bytes live in memory, larger ones stream.
+        resident_bytes: a split whose decoded images fit into so many bytes lives in memory, a larger one streams.
         workers: processes that decode a streamed dataset; 0 means one per CPU core, at most 8.
     """
 
@@ -72,9 +72,10 @@ class DataConfig:
             0 < self.test_fraction <= 0.5,
             f"data.test_fraction is {self.test_fraction}; allowed: above 0 to 0.5",
         )
-        for name in ("train_limit", "image_size", "resident_bytes", "workers"):
+        for name in ("train_limit", "resident_bytes", "workers"):
             value = getattr(self, name)
             _require(value >= 0, f"data.{name} is {value}; allowed: 0 or more")
+        _require(0 <= self.image_size <= 4096, f"data.image_size is {self.image_size}; allowed: 1 to 4096 pixels")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,7 +89,7 @@ class TrainConfig:
         weight_decay: on weights of two or more dimensions; biases and norms are never decayed. Negative
             takes the optimizer's default (5e-4 for sgd, 0.05 for adamw).
         batch_size: images per step; 0 takes a 64th of the training set, rounded down to a power of two between
-            32 and 256.
+            16 and 256.
         label_smoothing: in [0, 1).
         warmup_epochs: epochs over which the learning rate rises linearly, at the start of every depth.
         ema_epochs: horizon of the moving average of the weights, in epochs (at most 2,000 steps).
@@ -112,10 +113,11 @@ class TrainConfig:
         for name in ("learning_rate", "batch_size", "warmup_epochs", "max_gradient_norm"):
             value = getattr(self, name)
             _require(value >= 0, f"train.{name} is {value}; allowed: 0 or more")
+        _require(self.batch_size != 1, "train.batch_size is 1; BatchNorm needs 2 or more images per step")
         _require(self.ema_epochs > 0, f"train.ema_epochs is {self.ema_epochs}; allowed: above 0")
         _require(
-            self.recalibration_images > 0,
-            f"train.recalibration_images is {self.recalibration_images}; allowed: 1 or more",
+            self.recalibration_images > 1,
+            f"train.recalibration_images is {self.recalibration_images}; allowed: 2 or more",
         )
         _require(
             0 <= self.label_smoothing < 1,
@@ -130,7 +132,7 @@ class ExpandConfig:
     Attributes:
         target_accuracy: validation accuracy to reach, a fraction above 0 and at most 1.
         depths: the depths to try, ascending; empty tries every depth from 1 to the full one.
-        epochs_per_depth: hard cap on the epochs spent at one depth.
+        epochs_per_depth: hard cap on the epochs at a constant learning rate at one depth; a cool-down may follow.
         confirmations: consecutive evaluations that must reach the target.
         confidence: when above 0, the lower Wilson bound at this confidence must reach the target, e.g. 0.95.
         patience: a depth has converged when so many epochs in a row brought no improvement.
@@ -169,6 +171,11 @@ class ExpandConfig:
             self.confirmations <= self.epochs_per_depth,
             f"expand.confirmations is {self.confirmations} but only {self.epochs_per_depth} epochs are allowed "
             "per depth; lower the one or raise the other",
+        )
+        _require(
+            self.cooldown_epochs == 0 or self.cooldown_epochs >= self.confirmations,
+            f"expand.cooldown_epochs is {self.cooldown_epochs}, too few for {self.confirmations} confirmations; "
+            "allowed: 0, or as many as expand.confirmations",
         )
 
 

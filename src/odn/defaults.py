@@ -86,7 +86,8 @@ def complete(table: dict[str, Any]) -> RunConfig:
     expand = dict(given)
     if known is not None:
         filled.setdefault("backbone", known.backbone)
-        filled.setdefault("augment", to_table(known.augment))
+        augment = filled.get("augment", {})
+        filled["augment"] = {**to_table(known.augment), **augment} if isinstance(augment, dict) else augment
         expand.setdefault("target_accuracy", known.target_accuracy)
     else:
         filled.setdefault("backbone", OWN_DATA_BACKBONE)

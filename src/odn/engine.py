@@ -63,11 +63,11 @@ def batch_size_for(config: TrainConfig, train_count: int) -> int:
         train_count: images in the training split.
 
     Returns:
-        The batch size asked for, or a 64th of the images, rounded down to a power of two between 32 and 256.
+        The batch size asked for, or a 64th of the images, rounded down to a power of two between 16 and 256.
     """
     if config.batch_size:
         return config.batch_size
-    return min(max(1 << (max(train_count // 64, 1).bit_length() - 1), 32), 256)
+    return min(max(1 << (max(train_count // 64, 1).bit_length() - 1), 16), 256)
 
 
 @final
@@ -209,15 +209,16 @@ def recalibrate(network: nn.Module, train: Split, count: int, *, seed: int) -> i
         seed: of the subset.
 
     Returns:
-        Images that were passed forward.
+        Images that were passed forward, whole batches.
     """
     if not any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in network.modules()):
         return 0
     device = next(network.parameters()).device
-    count = min(count, len(train))
+    batch_size = min(_EVALUATION_BATCH, count, len(train))
+    count = min(count, len(train)) // batch_size * batch_size  # every batch weighs the same
     with torch.random.fork_rng():
         torch.manual_seed(derive_seed(seed, "recalibrate"))
-        batches = plain_batches(train, min(_EVALUATION_BATCH, count), device, count=count, seed=seed)
+        batches = plain_batches(train, batch_size, device, count=count, seed=seed)
         update_bn((x.contiguous(memory_format=torch.channels_last) for x, _ in batches), network)
     return count
 

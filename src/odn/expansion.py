@@ -227,6 +227,10 @@ def kept_name(depth: int) -> str:
     return f"depth_{depth:03d}"
 
 
+def _shapes(module: nn.Module) -> list[tuple[str, torch.Size]]:
+    return [(name, tensor.shape) for name, tensor in module.state_dict().items()]
+
+
 def _grow(network: PartitionedNetwork, stage: Stage, depth: int, train: Split) -> Stage:
     """Attach the next blocks to the network that was judged, and take the optimizer's memory along."""
     # Training goes on from the averaged weights. A new block whose residual branch starts at zero and whose shapes
@@ -234,11 +238,8 @@ def _grow(network: PartitionedNetwork, stage: Stage, depth: int, train: Split) -
     stage.prefix.load_state_dict(stage.averaged.state_dict())
     old_head, new_head = stage.prefix.head, network.heads[depth - 1]
     same_as: dict[nn.Parameter, nn.Parameter] = {}
-    pairs = list(zip(old_head.parameters(), new_head.parameters(), strict=False))
-    if all(old.shape == new.shape for old, new in pairs):
-        with torch.no_grad():
-            for old, new in pairs:
-                new.copy_(old)
-                same_as[new] = old
+    if _shapes(old_head) == _shapes(new_head):
+        new_head.load_state_dict(old_head.state_dict())
+        same_as = dict(zip(new_head.parameters(), old_head.parameters(), strict=True))
     prefix = network.prefix(depth)
     return Stage(prefix, stage.config, train, previous=stage, same_as=same_as)

@@ -58,7 +58,7 @@ def finetune(
     """Anneal the learning rate to zero and keep the averaged weights that were best on the validation split.
 
     Args:
-        network: trained in place; where no epoch improves on it, it is left as it came.
+        network: trained in place; where every epoch is below it, it is left as it came.
         train: the training split.
         valid: the validation split.
         config: number of epochs.
@@ -124,6 +124,11 @@ def finetune_epochs(
         seed=seed,
         first_epoch=done + 1,
     ):
+        if record.train_loss is None:
+            raise OdnError(
+                f"the loss became infinite or NaN in epoch {record.epoch} of fine-tuning; lower "
+                "train.learning_rate in the recipe, or use --precision fp32"
+            )
         if record.epoch == 1:  # the look at the network as it came is part of the cost
             record = dataclasses.replace(record, evaluated_samples=record.evaluated_samples + len(valid))
         # Of equals the later epoch wins: its learning rate was lower.
@@ -132,10 +137,5 @@ def finetune_epochs(
             checkpoints.keep(_KEPT, stage.averaged)
         checkpoints.commit(record, stage)
         yield record
-        if record.train_loss is None:
-            raise OdnError(
-                f"the loss became infinite or NaN in epoch {record.epoch} of fine-tuning; lower "
-                "train.learning_rate in the recipe, or use --precision fp32"
-            )
     checkpoints.take(_KEPT, network)
     return FinetuneResult(valid_accuracy_before=before / len(valid), valid_accuracy=best / len(valid))

@@ -49,8 +49,13 @@ def new_directory(path: Path) -> Iterator[Path]:
     remove(partial)
     try:
         yield partial
-        remove(path)
+        # Two renames: what stood there is out of the way for a moment only, and never half removed.
+        old = path.with_name(f".{path.name}.old")
+        remove(old)
+        if path.exists():
+            path.rename(old)
         partial.rename(path)
+        remove(old)
     except BaseException:
         remove(partial)
         raise
@@ -70,9 +75,7 @@ def explain(error: OSError, path: Path, needed_bytes: int = 0) -> str:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         needed = f" {needed_bytes:,} bytes are needed" if needed_bytes else ""
         return f"the disk is full at {path}:{needed}; free some space, then continue with --resume"
-    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-        return f"cannot write {path}: {error.strerror}; choose a folder you may write to with --run"
-    return f"cannot write {path}: {error.strerror or error}; choose another place with --run"
+    return f"cannot write {path}: {error.strerror or error}; choose another folder with --run"
 
 
 def remove(path: Path) -> None:

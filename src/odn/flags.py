@@ -23,7 +23,7 @@ class Flags:
         data_dir: folder of the named datasets [default: $ODN_DATA_DIR, else data].
         run: directory that receives everything [default: runs/DATASET].
         seed: of the split, the weights, the order of samples and the augmentation [default: 0].
-        epochs_per_depth: hard cap on the epochs spent at one depth [default: 30].
+        epochs_per_depth: hard cap on the epochs at one depth, before a cool-down [default: 30].
         finetune_epochs: epochs over which the extracted network is annealed [default: 15].
         train_limit: train on a stratified subset of so many images.
         depths: the depths to try, e.g. 1,2,4,8 [default: every one].
@@ -105,9 +105,13 @@ def _depths(text: str | None) -> list[int] | None:
     if text is None:
         return None
     parts = text.split(",")
-    if not all(part.strip().isdigit() for part in parts):
+    if not all(_is_number(part.strip()) for part in parts):
         raise UsageError(f"--depths is '{text}'; allowed: whole numbers with commas between, e.g. 1,2,4,8")
     return [int(part) for part in parts]
+
+
+def _is_number(text: str) -> bool:
+    return text.isascii() and text.isdigit() and len(text) < 10
 
 
 def _merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:

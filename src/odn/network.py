@@ -96,7 +96,7 @@ class NetworkSpec:
             if isinstance(table.get("schema"), int) and table["schema"] > SCHEMA:
                 raise OdnError(f"{where} has schema {table['schema']}; this odn reads {SCHEMA}; install a newer odn")
             return from_table(cls, table)
-        except (json.JSONDecodeError, RecursionError, UsageError) as error:
+        except (ValueError, RecursionError, UsageError) as error:
             raise OdnError(f"{where} is not a valid network spec: {error}") from error
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from odn.errors import OdnError, UsageError
+from odn.files import explain, write_atomically
 from odn.tables import from_table
 
 Phase = Literal["expand", "cooldown", "finetune"]
@@ -73,7 +75,7 @@ def write_history(path: Path, records: Iterable[EpochRecord]) -> None:
         path: the file, replaced.
         records: the records, oldest first.
     """
-    path.write_text("".join(_line(record) for record in records), encoding="utf-8")
+    write_atomically(path, "".join(_line(record) for record in records))
 
 
 def append_history(path: Path, record: EpochRecord) -> None:
@@ -82,9 +84,18 @@ def append_history(path: Path, record: EpochRecord) -> None:
     Args:
         path: the file, made if absent.
         record: the newest record.
+
+    Raises:
+        OdnError: when the disk is full or the place cannot be written.
     """
-    with path.open("a", encoding="utf-8") as file:
-        file.write(_line(record))
+    line = _line(record)
+    try:
+        with path.open("a", encoding="utf-8") as file:
+            file.write(line)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise OdnError(explain(error, path, len(line))) from error
 
 
 def read_history(path: Path) -> list[EpochRecord]:
@@ -101,13 +112,13 @@ def read_history(path: Path) -> list[EpochRecord]:
     """
     if not path.is_file():
         return []
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    lines = path.read_bytes().splitlines(keepends=True)
     records = []
     for number, line in enumerate(lines, 1):
         try:
             records.append(from_table(EpochRecord, json.loads(line)))
-        except (json.JSONDecodeError, UsageError, AttributeError) as error:
-            if number == len(lines) and not line.endswith("\n"):
+        except (ValueError, RecursionError, UsageError) as error:
+            if number == len(lines) and not line.endswith(b"\n"):
                 break
             raise OdnError(
                 f"{path}, line {number} is damaged ({error}); restore the file or start anew with --force"

@@ -19,7 +19,7 @@ from odn.measure import measure_cost, measure_latency
 from odn.network import NetworkSpec, Prefix, build_network, weights_of
 from odn.page import HEADINGS, cells, render_page
 from odn.records import EpochRecord, read_history
-from odn.stopping import meets_target, wilson_interval
+from odn.stopping import confirmed, meets_target, wilson_interval
 
 SCHEMA = 1
 _STOCK = "cifar_resnet20"  # the small network that a person would pick without any search
@@ -106,7 +106,8 @@ def _figures(
     correct = evaluate(judged, valid) if valid is not None else None
     reached = None
     if settings and valid is not None and correct is not None:
-        reached = meets_target(correct, len(valid), settings.expand)
+        at_depth = [record for record in records if record.depth == network.depth]
+        reached = meets_target(correct, len(valid), settings.expand) and confirmed(at_depth, settings.expand)
     extracted = _row("extracted", network, config)
     extracted["file_bytes"] = (run / "artifact" / "weights.safetensors").stat().st_size
     if valid is not None and correct is not None:
@@ -191,7 +192,7 @@ def _cost(artifact: Artifact, records: Sequence[EpochRecord], config: ReportConf
     for record in records:
         if record.verb == "expand":
             epochs_by_depth[str(record.depth)] = epochs_by_depth.get(str(record.depth), 0) + 1
-    epoch = records[0]
+    epoch = next((record for record in records if record.verb == "expand"), records[0])
     full_epoch_samples = 3 * epoch.train_samples + epoch.evaluated_samples
     return {
         "train_macs": sum(macs[r.depth - 1] * (3 * r.train_samples + r.evaluated_samples) for r in records),

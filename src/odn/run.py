@@ -8,6 +8,7 @@ from typing import Protocol, TypeVar
 
 from odn.allocator import reuse_freed_memory
 from odn.artifact import export
+from odn.backbones import find_backbone
 from odn.checkpoint import Checkpoints
 from odn.config import RunConfig, read_run_config, to_toml
 from odn.data import Data, DataSpec, load_data
@@ -15,7 +16,7 @@ from odn.engine import finish
 from odn.errors import OdnError, UsageError
 from odn.expansion import ExpandResult, expand_epochs, expand_result, kept_name, next_step, plan_depths
 from odn.extraction import FinetuneResult, finetune_epochs
-from odn.files import remove, write_atomically
+from odn.files import new_directory, remove, write_atomically
 from odn.network import Prefix, build_network, partition
 from odn.records import EpochRecord, read_history
 from odn.reporting import Report, report
@@ -78,6 +79,7 @@ def expand_run(
 def _expand(config: RunConfig, path: Path, *, force: bool, resume: bool, watch: Watch) -> tuple[Data, ExpandResult]:
     _check_directory(config, path, force=force, resume=resume)
     # Everything that can be wrong with the request shows before the first byte is written.
+    find_backbone(config.backbone, config.width)
     data = _load_data(config)
     network = partition(config.backbone, data.spec, width=config.width, seed=config.seed)
     plan_depths(config.expand, network.max_depth)
@@ -145,16 +147,24 @@ def finetune_run(
 
     Args:
         path: the run directory, with ``extracted``.
-        epochs: instead of the run's own setting.
+        epochs: instead of the run's own setting, which it replaces.
         resume: continue where an interrupted fine-tuning stands.
         watch: runs the training generator.
         data: the dataset of the run where it is loaded already.
 
     Returns:
         Validation accuracy before and after.
+
+    Raises:
+        OdnError: when no network has been extracted.
     """
     config = read_run_config(path / "config.toml")
-    settings = config.finetune if epochs is None else dataclasses.replace(config.finetune, epochs=epochs)
+    if epochs is not None and epochs != config.finetune.epochs:
+        # The run's settings stay what it was done with, so that resuming follows the same schedule.
+        config = dataclasses.replace(config, finetune=dataclasses.replace(config.finetune, epochs=epochs))
+        write_atomically(path / "config.toml", to_toml(config))
+    if not (path / "extracted").is_dir():
+        raise OdnError(f"{path} has no extracted network; run: odn extract {path}")
     small = load_network(path / "extracted")
     data = data or _reload_data(config, path)
     reuse_freed_memory()
@@ -165,7 +175,7 @@ def finetune_run(
             small,
             data.train,
             data.valid,
-            config=settings,
+            config=config.finetune,
             training=config.train,
             seed=config.seed,
             checkpoints=checkpoints,
@@ -249,8 +259,7 @@ def _check_directory(config: RunConfig, path: Path, *, force: bool, resume: bool
         if stored != config:
             raise UsageError(f"{path} was started with {_difference(stored, config)}; leave that out to resume")
     elif path.is_dir() and any(path.iterdir()):
-        is_run = (path / "config.toml").is_file()
-        if not is_run:
+        if not all((path / name).is_file() for name in ("config.toml", "data.json")):
             raise UsageError(f"{path} exists and is not a run directory; choose another with --run")
         if not force:
             raise UsageError(f"{path} holds a run; continue it with --resume, replace it with --force, or choose --run")
@@ -271,14 +280,14 @@ def _difference(stored: RunConfig, asked: RunConfig) -> str:
 
 
 def _create(config: RunConfig, data: Data, path: Path) -> None:
-    if path.is_dir() and any(path.iterdir()):
-        remove(path)
-    # config.toml makes it a run directory, so it comes last.
-    write_atomically(path / "data.json", json.dumps(to_table(data.spec), indent=2) + "\n")
-    write_atomically(path / "config.toml", to_toml(config))
+    with new_directory(path) as partial:
+        write_atomically(partial / "data.json", json.dumps(to_table(data.spec), indent=2) + "\n")
+        write_atomically(partial / "config.toml", to_toml(config))
 
 
 def _clear_after(path: Path, product: str | None) -> None:
+    if product is None:
+        Checkpoints("finetune", path)  # a new network is fine-tuned from the start
     start = 0 if product is None else _PRODUCTS.index(product) + 1
     for name in _PRODUCTS[start:]:
         remove(path / name)

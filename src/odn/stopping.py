@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from itertools import takewhile
+from itertools import groupby, takewhile
 from statistics import NormalDist
 
 from odn.config import ExpandConfig
@@ -41,6 +41,25 @@ def meets_target(correct: int, count: int, config: ExpandConfig) -> bool:
     if config.confidence:
         return wilson_interval(correct, count, config.confidence)[0] >= config.target_accuracy
     return correct / count >= config.target_accuracy
+
+
+def confirmed(records: Sequence[EpochRecord], config: ExpandConfig) -> bool:
+    """Tell whether consecutive evaluations of one phase at one depth ever reached the target.
+
+    Args:
+        records: of a run, oldest first.
+        config: target and number of confirmations.
+
+    Returns:
+        True when as many in a row as ``config.confirmations`` did.
+    """
+    for _, phase in groupby(records, key=lambda record: (record.phase, record.depth)):
+        row = 0
+        for record in phase:
+            row = row + 1 if meets_target(record.valid_correct, record.valid_count, config) else 0
+            if row >= config.confirmations:
+                return True
+    return False
 
 
 def almost_reached(records: Sequence[EpochRecord], config: ExpandConfig) -> bool:

@@ -77,8 +77,6 @@ def load_network(directory: Path) -> Prefix:
                 "; export the network again"
             )
     network.load_state_dict(tensors, assign=True)
-    for parameter in network.parameters():
-        parameter.requires_grad_(True)
     return network
 
 

@@ -26,6 +26,8 @@ def from_table(kind: type[Config], table: dict[str, Any], *, where: str = "") ->
     Raises:
         UsageError: on an unknown or missing key, or a value of the wrong type.
     """
+    if not isinstance(table, dict):
+        raise UsageError(f"'{where or 'the whole'}' is {table!r}; allowed: a table of settings")
     hints = typing.get_type_hints(kind)
     fields = {f.name: f for f in dataclasses.fields(kind)}  # type: ignore[arg-type]
     prefix = f"{where}." if where else ""
@@ -42,8 +44,6 @@ def from_table(kind: type[Config], table: dict[str, Any], *, where: str = "") ->
 
 def _value(kind: Any, value: Any, where: str) -> Any:
     if dataclasses.is_dataclass(kind) and isinstance(kind, type):
-        if not isinstance(value, dict):
-            raise UsageError(f"'{where}' is {value!r}; allowed: a table of settings")
         return from_table(kind, value, where=where)
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin is Literal:
@@ -104,5 +104,5 @@ def read_toml(path: Path) -> dict[str, Any]:
     """
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise UsageError(f"cannot read the recipe {path}: {error}") from error

@@ -95,7 +95,7 @@ def common_shape(paths: Sequence[Path], image_size: int, *, skip_bad_files: bool
             if isinstance(facts, BadImage):
                 if skip_bad_files:
                     continue
-                raise facts
+                raise OdnError(_skippable(facts))
             height, width, is_gray = facts
             gray = gray and is_gray
             if first is None:
@@ -108,6 +108,10 @@ def common_shape(paths: Sequence[Path], image_size: int, *, skip_bad_files: bool
     if first is None:
         raise OdnError(f"none of the {len(paths)} files is a readable image, e.g. {paths[0]}")
     return (1 if gray else 3, image_size or first[1], image_size or first[2])
+
+
+def _skippable(error: BadImage) -> str:
+    return f"{error}, or leave bad files out with --skip-bad-files"
 
 
 def _facts_or_error(path: Path) -> tuple[int, int, bool] | BadImage:
@@ -131,7 +135,7 @@ def decode_all(
         Position of each readable file and its uint8 image.
 
     Raises:
-        BadImage: at the first unreadable file, unless these are skipped.
+        OdnError: at the first unreadable file, unless these are skipped.
     """
 
     def attempt(path: Path) -> Tensor | BadImage:
@@ -151,4 +155,4 @@ def decode_all(
                 elif skip_bad_files:
                     _log.warning("left out %s", image.path)
                 else:
-                    raise image
+                    raise OdnError(_skippable(image))

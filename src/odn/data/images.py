@@ -1,6 +1,7 @@
 """Image files: find, check and decode them."""
 
 import contextlib
+import struct
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,14 +21,16 @@ class BadImage(OdnError):
 
     Attributes:
         path: the file.
+        reason: what is wrong with it.
     """
 
     def __init__(self, path: Path, reason: object) -> None:
-        super().__init__(
-            f"{path} is not a readable image ({reason}); replace or remove it, or leave bad files out with "
-            "--skip-bad-files"
-        )
-        self.path = path
+        super().__init__(f"{path} is not a readable image ({reason}); replace or remove it")
+        self.path, self.reason = path, str(reason)
+
+    def __reduce__(self) -> tuple[type["BadImage"], tuple[Path, str]]:
+        """Say how to rebuild the error: workers that decode hand it over to the process that trains."""
+        return BadImage, (self.path, self.reason)
 
 
 @contextlib.contextmanager
@@ -51,7 +54,7 @@ def _opened(path: Path) -> Iterator[Image.Image]:
     try:
         with Image.open(path) as image:
             yield image
-    except (OSError, SyntaxError, ValueError, EOFError, *bombs) as error:
+    except (OSError, SyntaxError, ValueError, EOFError, struct.error, *bombs) as error:
         raise BadImage(path, _reason(error)) from error
 
 
@@ -99,8 +102,8 @@ def decode(path: Path, shape: tuple[int, int, int]) -> Tensor:
         image = ImageOps.exif_transpose(opened)
         if image.mode.startswith("I"):
             # Pillow clips 16-bit samples when it converts them; keep their upper 8 bits instead.
-            samples = np.asarray(image).astype(np.int64)
-            image = Image.fromarray((samples >> 8 if samples.max(initial=0) > 255 else samples).astype(np.uint8))
+            samples = np.asarray(image).astype(np.int64).clip(0, 65535)
+            image = Image.fromarray((samples >> 8).astype(np.uint8))
         image = image.convert("L" if channels == 1 else "RGB")
         if image.size != (width, height):
             image = image.resize((width, height), Image.Resampling.BILINEAR)

@@ -133,12 +133,13 @@ def _split_off(samples: Samples, fraction: float, seed: int) -> tuple[Samples, S
     labels = samples.labels
     classes = len(np.unique(labels))
     count = min(max(round(fraction * len(labels)), classes), len(labels) - classes)
-    rest, part = train_test_split(
-        np.arange(len(labels)),
-        test_size=count,
-        stratify=labels,
-        random_state=derive_seed(seed, "split") % 2**32,
-    )
+    random_state = derive_seed(seed, "split") % 2**32
+    try:
+        rest, part = train_test_split(
+            np.arange(len(labels)), test_size=count, stratify=labels, random_state=random_state
+        )
+    except ValueError as error:
+        raise OdnError(f"{len(labels)} images of {classes} classes cannot be split: {error} Add images.") from error
     return samples.take(np.sort(part)), samples.take(np.sort(rest))
 
 
@@ -225,6 +226,8 @@ class _Loader:
             if resident:
                 images[len(good)] = image
             good.append(position)
+        if not good:
+            raise OdnError(f"{self.source.name}: none of {len(paths)} files is a readable image, e.g. {paths[0]}")
         kept = samples.take(np.asarray(good, dtype=np.int64))
         return (Samples(images=images[: len(good)], labels=kept.labels) if resident else kept), histogram
 

@@ -1,7 +1,7 @@
 """Where images come from: one reader per kind of dataset, each handing over labelled images before any split."""
 
-import shutil
 import zipfile
+import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,8 +13,11 @@ import torch
 from torch import Tensor
 
 from odn.errors import OdnError
+from odn.files import remove
 
 Labels = npt.NDArray[np.int64]
+# What readers of files raise when these are cut short or hold something else.
+_BROKEN = (OSError, ValueError, RuntimeError, AssertionError, EOFError)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,20 +121,30 @@ def _torchvision_split(name: str, data_dir: Path, *, train: bool) -> Any:
     root = data_dir / "SVHN" if name == "svhn" and (data_dir / "SVHN").is_dir() else data_dir
     try:
         return make(root=str(root), download=False, **options)
-    except RuntimeError:
-        pass  # torchvision's way of saying that files are absent or damaged
+    except _BROKEN as error:
+        if "not found" not in str(error):  # how torchvision says that files are absent
+            raise OdnError(
+                f"dataset '{name}' in {root} is damaged ({_first_line(error)}); restore its files, or remove them to "
+                "download them again"
+            ) from error
     new = next((path for path in [*reversed(root.parents), root] if not path.exists()), None)
-    before = set(root.iterdir()) if root.is_dir() else set()
+    names = {class_name, *(getattr(make, key, None) for key in ("base_folder", "filename"))}
+    own = {root / str(entry) for entry in names} | {root / f"{split}_32x32.mat" for split in ("train", "test")}
+    before = {path for path in own if path.exists()}
     try:
         return make(root=str(root), download=True, **options)
     except (OSError, RuntimeError) as error:
-        for path in [new] if new else set(root.iterdir()) - before:
-            shutil.rmtree(path, ignore_errors=True)
+        for path in [new] if new else own - before:
+            remove(path)
         state = "does not exist" if new else "does not hold it"
         raise OdnError(
             f"dataset '{name}' is missing: {root} {state} in torchvision's layout and the download failed "
-            f"({str(error).splitlines()[0]}); put the files there or name their folder with --data-dir"
+            f"({_first_line(error)}); put the files there or name their folder with --data-dir"
         ) from error
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), "") or type(error).__name__
 
 
 def _samples(dataset: Any) -> Samples:
@@ -168,10 +181,11 @@ def read_npz(path: Path) -> Source:
         OdnError: when the file is no such archive.
     """
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             arrays = {key.lower(): archive[key] for key in archive.files}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise OdnError(f"cannot read {path}: {error}; it must be an .npz file without pickled objects") from error
+    except (*_BROKEN, MemoryError, TypeError, zlib.error, zipfile.BadZipFile) as error:
+        reason = _first_line(error)
+        raise OdnError(f"cannot read {path}: {reason}; it must be an .npz file without pickled objects") from error
     keys = ("x_train", "y_train") if "x_train" in arrays else ("x", "y")
     if not set(keys) <= arrays.keys():
         found = ", ".join(sorted(arrays)) or "nothing"
@@ -204,6 +218,8 @@ def read_npz(path: Path) -> Source:
 
 def _npz_images(path: Path, key: str, arrays: dict[str, npt.NDArray[Any]]) -> Tensor:
     x = arrays[key]
+    if x.ndim == 0 or len(x) == 0:
+        raise OdnError(f"{path}: {key} has no images; add some" + (" or leave it out" if key == "x_test" else ""))
     if x.dtype.kind == "f":
         if not np.isfinite(x).all():
             first = int(np.argwhere(~np.isfinite(x.reshape(len(x), -1)).all(axis=1))[0, 0])

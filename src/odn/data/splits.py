@@ -4,6 +4,7 @@ Shapes: B batch, C channels, H height, W width.
 """
 
 import hashlib
+import math
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -16,7 +17,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from odn.config import AugmentConfig
 from odn.data.augment import augment
-from odn.data.images import decode, image_warnings
+from odn.data.images import BadImage, decode, image_warnings
+from odn.errors import UsageError
 
 
 def derive_seed(seed: int, *parts: str | int) -> int:
@@ -46,6 +48,15 @@ class Preprocessing:
     input_shape: tuple[int, int, int]
     mean: tuple[float, ...]
     std: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        channels = self.input_shape[0]
+        if len(self.mean) != channels or len(self.std) != channels:
+            raise UsageError(
+                f"{len(self.mean)} means and {len(self.std)} deviations; allowed: {channels}, one per channel"
+            )
+        if not all(map(math.isfinite, self.mean)) or not all(0 < std < math.inf for std in self.std):
+            raise UsageError(f"mean {self.mean} and std {self.std}; allowed: finite numbers, deviations above 0")
 
     def normalise(self, x_BCHW: Tensor) -> Tensor:
         """Scale images by the training split's statistics.
@@ -115,6 +126,7 @@ class TensorSplit:
         assert images.dtype == torch.uint8
         assert len(images) == len(labels)
         self.images, self.labels, self.spec = images, labels, spec
+        self._resident = (images, labels)
 
     def __len__(self) -> int:
         """Return the number of images."""
@@ -131,22 +143,36 @@ class TensorSplit:
         Yields:
             uint8 images of shape (B, C, H, W) and int64 labels of shape (B,).
         """
-        self.images, self.labels = self.images.to(device), self.labels.to(device)
+        if self._resident[0].device != device:
+            self._resident = (self.images.to(device), self.labels.to(device))
+        images, labels = self._resident
         for chunk in indices.to(device).split(batch_size):
-            yield self.images[chunk], self.labels[chunk]
+            yield images[chunk], labels[chunk]
 
 
 @final
-class _Files(Dataset[tuple[Tensor, int]]):
+class _Files(Dataset[tuple[Tensor | BadImage, int]]):
     def __init__(self, paths: Sequence[Path], labels: Sequence[int], shape: tuple[int, int, int]) -> None:
         self.paths, self.labels, self.shape = paths, labels, shape
 
     def __len__(self) -> int:
         return len(self.paths)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+    def __getitem__(self, index: int) -> tuple[Tensor | BadImage, int]:
         with image_warnings():
-            return decode(self.paths[index], self.shape), self.labels[index]
+            try:
+                return decode(self.paths[index], self.shape), self.labels[index]
+            except BadImage as error:  # an error that a worker raises arrives as a traceback in a text
+                return error, self.labels[index]
+
+
+def _collate(samples: list[tuple[Tensor | BadImage, int]]) -> tuple[Tensor, Tensor] | BadImage:
+    images = []
+    for image, _ in samples:
+        if isinstance(image, BadImage):
+            return image
+        images.append(image)
+    return torch.stack(images), torch.tensor([label for _, label in samples])
 
 
 @final
@@ -179,15 +205,22 @@ class FileSplit:
 
         Yields:
             uint8 images of shape (B, C, H, W) and int64 labels of shape (B,).
+
+        Raises:
+            BadImage: when a file has become unreadable since it was checked.
         """
         loader = DataLoader(
             self._files,
             batch_size=batch_size,
             sampler=indices.tolist(),
             num_workers=self.workers,
+            collate_fn=_collate,
             pin_memory=device.type == "cuda",
         )
-        for images, labels in loader:
+        for batch in loader:
+            if isinstance(batch, BadImage):
+                raise batch
+            images, labels = batch
             yield images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
 
 
