@@ -5,7 +5,7 @@ import json
 from collections.abc import Sequence
 from html import escape
 from string import Template
-from typing import Any
+from typing import Any, Literal
 
 from odn.records import EpochRecord
 from odn.stopping import wilson_interval
@@ -20,7 +20,7 @@ body { font: 16px/1.5 system-ui, sans-serif; color: #222; max-width: 66rem; marg
 h1 { font-size: 1.5rem; margin-bottom: .2rem; } h2 { font-size: 1.1rem; margin-top: 2rem; }
 .verdict { font-size: 1.15rem; } .missed { color: #a02020; } .met { color: #2c7a3f; }
 .scroll { overflow-x: auto; }
-table { border-collapse: collapse; font-size: .9rem; } th, td { padding: .3rem .7rem; text-align: right; }
+table { border-collapse: collapse; font-size: .85rem; } th, td { padding: .3rem .6rem; text-align: right; white-space: nowrap; }
 th:first-child, td:first-child { text-align: left; } thead th { border-bottom: 2px solid #444; }
 tbody tr { border-bottom: 1px solid #ddd; } svg { max-width: 100%; height: auto; }
 p.note { color: #555; font-size: .9rem; }
@@ -178,7 +178,7 @@ def _depth_chart(
     axis.errorbar(depths, accuracy, yerr=[below, above], color=_BLUE, marker="o", capsize=3)
     if chosen in best:
         axis.plot([chosen], [best[chosen].valid_accuracy], "o", markersize=13, fillstyle="none", color=_GREEN)
-    _target_line(axis, target)
+    _target_line(axis, target, label_at="right")
     axis.set_xticks(list(every)) if len(every) <= 20 else None
     axis.set_xlabel("depth (blocks)")
     return _svg(figure)
@@ -210,7 +210,7 @@ def _timeline(records: Sequence[EpochRecord], target: float | None) -> str:
             color=color,
             fontsize=9,
         )
-    _target_line(axis, target)
+    _target_line(axis, target, label_at="left")
     lowest = sorted(record.valid_accuracy for record in records)[len(records) // 10]
     axis.set_ylim(bottom=max(0.0, lowest - 0.02))
     axis.set_xlabel("epoch")
@@ -227,13 +227,13 @@ def _figure() -> tuple[Any, Any]:
     return figure, axis
 
 
-def _target_line(axis: Any, target: float | None) -> None:
-    if target is not None:
-        axis.axhline(target, color=_GRAY, linestyle="--", linewidth=1)
-        axis.annotate(
-            f"target {target:g}", (0.995, target), xycoords=("axes fraction", "data"), ha="right", va="bottom",
-            fontsize=9, color=_GRAY,
-        )  # fmt: skip
+def _target_line(axis: Any, target: float | None, *, label_at: Literal["left", "right"]) -> None:
+    if target is None:
+        return
+    axis.axhline(target, color=_GRAY, linestyle="--", linewidth=1)
+    place = (0.005 if label_at == "left" else 0.995, target)
+    style = {"ha": label_at, "va": "bottom", "fontsize": 9, "color": _GRAY}
+    axis.annotate(f"target {target:g}", place, xycoords=("axes fraction", "data"), **style)
 
 
 def _svg(figure: Any) -> str:
