@@ -20,7 +20,8 @@ body { font: 16px/1.5 system-ui, sans-serif; color: #222; max-width: 66rem; marg
 h1 { font-size: 1.5rem; margin-bottom: .2rem; } h2 { font-size: 1.1rem; margin-top: 2rem; }
 .verdict { font-size: 1.15rem; } .missed { color: #a02020; } .met { color: #2c7a3f; }
 .scroll { overflow-x: auto; }
-table { border-collapse: collapse; font-size: .85rem; } th, td { padding: .3rem .6rem; text-align: right; white-space: nowrap; }
+table { border-collapse: collapse; font-size: .85rem; }
+th, td { padding: .3rem .6rem; text-align: right; white-space: nowrap; }
 th:first-child, td:first-child { text-align: left; } thead th { border-bottom: 2px solid #444; }
 tbody tr { border-bottom: 1px solid #ddd; } svg { max-width: 100%; height: auto; }
 p.note { color: #555; font-size: .9rem; }
