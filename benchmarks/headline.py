@@ -18,10 +18,13 @@ JOBS = {
     "mnist": ("mnist", ["--backbone", "resnet18", "--target", "0.993"]),
     "digits": ("digits", []),
     "fashion-mnist": ("fashion-mnist", ["--train-limit", "10000"]),
-    "cifar10_jpeg": ("CIFAR", ["--backbone", "cifar_resnet20", "--target", "0.8", "--train-limit", "10000"]),
+    "cifar10_jpeg": (
+        "CIFAR",
+        ["--backbone", "cifar_resnet20", "--target", "0.7", "--train-limit", "10000", "--depths", "1,3,5,7,9"],
+    ),
     "svhn_sample": ("SVHN", ["--target", "0.75"]),
 }
-SLOW = ("fashion-mnist", "cifar10_jpeg")
+SLOW = ("fashion-mnist", "cifar10_jpeg", "svhn_sample")
 QUICK = {
     "mnist": ["--train-limit", "4000", "--target", "0.97", "--finetune-epochs", "4"],
     "digits": [],
