@@ -72,6 +72,7 @@ def test_the_printed_table_names_every_network(run):
     assert "depth 2 of 9" in text
     assert all(network["name"] in text for network in run[3].figures["networks"])
     assert "…" not in text
+    assert max(map(len, text.splitlines())) <= 80
 
 
 class Page(HTMLParser):

@@ -101,7 +101,8 @@ def print_rows(title: str, rows: list[dict[str, Any]]) -> None:
     """
     table = Table(title=title)
     for name, value in rows[0].items():
-        table.add_column(name, justify="left" if isinstance(value, str) else "right")
+        # Without the underscores a heading can be folded where the terminal is narrow.
+        table.add_column(name.replace("_", " "), justify="left" if isinstance(value, str) else "right")
     for row in rows:
         table.add_row(*map(_cell, row.values()))
     _stdout().print(table)

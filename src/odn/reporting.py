@@ -45,15 +45,18 @@ class Report:
             verdict = {True: "reached", False: "not reached", None: "unknown"}[figures["reached"]]
             title += f", target {figures['target_accuracy']:.4f} {verdict}"
         table = Table(title=f"{title}: depth {figures['depth']} of {figures['max_depth']}")
-        for number, heading in enumerate(HEADINGS):
-            table.add_column(heading, justify="right" if number else "left")
-        for row in figures["networks"]:
-            table.add_row(*cells(row))
+        # A column per network: a terminal is seldom wide enough for a column per figure.
+        columns = [cells(row) for row in figures["networks"]]
+        table.add_column(HEADINGS[0])
+        for column in columns:
+            table.add_column(column[0], justify="right", no_wrap=True)
+        for heading, *values in zip(HEADINGS[1:], *(column[1:] for column in columns), strict=True):
+            table.add_row(heading, *values)
         return table
 
     def __str__(self) -> str:
         """Return the table as text."""
-        console = Console(width=150, color_system=None)
+        console = Console(width=80, color_system=None)
         with console.capture() as capture:
             console.print(self)
         return capture.get()
