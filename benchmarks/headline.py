@@ -24,7 +24,7 @@ JOBS = {
     ),
     "svhn_sample": ("SVHN", ["--target", "0.75"]),
 }
-SLOW = ("fashion-mnist", "cifar10_jpeg", "svhn_sample")
+SLOW = ("svhn_sample", "cifar10_jpeg", "fashion-mnist")
 QUICK = {
     "mnist": ["--train-limit", "4000", "--target", "0.97", "--finetune-epochs", "4"],
     "digits": [],
