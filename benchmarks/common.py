@@ -122,6 +122,8 @@ def table(rows: Sequence[Row], columns: Sequence[str]) -> str:
     """
 
     def cell(value: Any) -> str:
+        if isinstance(value, bool):
+            return "yes" if value else "no"
         if isinstance(value, float):
             return f"{value:.4f}" if abs(value) < 10 else f"{value:,.1f}"
         return "-" if value is None else f"{value:,}" if isinstance(value, int) else str(value)

@@ -168,6 +168,15 @@ def main() -> None:
         run = runs / f"{data}-{seed}"
         cells.run({"data": data, "seed": seed}, partial(run_odn, dataset, final, seed, options.data_dir, run))
     cells.save()
+    publish(cells)
+
+
+def publish(cells: Cells) -> None:
+    """Print the page and write it beside the JSON file.
+
+    Args:
+        cells: those that are finished.
+    """
     summary = summarise(cells.rows)
     wanted = {
         "mnist_test_accuracy_mean": ">= 0.9940",
@@ -194,12 +203,13 @@ def main() -> None:
         "in training MACs relative to 30 epochs of the full depth. `low` and `high` bound the test accuracy (Wilson, "
         "95 %).\n\n"
         "MNIST and digits use the whole training sets, Fashion-MNIST and CIFAR-10 stratified subsets of 10,000 "
-        "training images, sized for two CPU cores. CIFAR-10 is a lossy JPEG re-encoding in another order, so its "
-        "accuracies cannot be compared to the digit with published ones. SVHN is a sample of 1,083 images of the "
+        "training images, sized for two CPU cores; a dash is a cell that has not been run yet. "
+        "CIFAR-10 is a lossy JPEG re-encoding in another order, so its accuracies cannot be compared to the digit "
+        "with published ones. SVHN is a sample of 1,083 images of the "
         "official training set, a fifth of them the test split: its interval is wide, it says nothing of the full "
         "data set."
     )
-    write_page(options.out, "Headline: odn run on real data", text, bars, cells.rows, COLUMNS)
+    write_page(cells.path, "Headline: odn run on real data", text, bars, cells.rows, COLUMNS)
 
 
 if __name__ == "__main__":
