@@ -121,7 +121,7 @@ def test_a_network_built_by_hand_grows_too():
 def test_a_loss_that_is_not_finite_stops_with_the_cause():
     explosive = dataclasses.replace(TRAINING, learning_rate=1e30, warmup_epochs=0.0)
     with pytest.raises(
-        OdnError, match="the loss became infinite or NaN at depth 1, epoch 1; lower train.learning_rate"
+        OdnError, match="the loss became infinite or NaN at depth 1, epoch 1 of expand; lower train.learning_rate"
     ):
         expand(network(), DATA.train, DATA.valid, config=UNREACHABLE, training=explosive)
 
@@ -163,35 +163,21 @@ def test_a_resumed_expansion_ends_as_an_uninterrupted_one(tmp_path, stop_after, 
     assert [r.epoch for r in read_history(tmp_path / "history.jsonl")] == [r.epoch for r in expected.records]
 
 
-def test_a_record_without_its_state_is_trained_again(tmp_path):
+def finished_run(path) -> None:
     config = dataclasses.replace(UNREACHABLE, depths=(1,), epochs_per_depth=2)
-    finish(
-        expand_epochs(
-            network(),
-            DATA.train,
-            DATA.valid,
-            config=config,
-            training=TRAINING,
-            checkpoints=Checkpoints("expand", tmp_path),
-        )
-    )
+    checkpoints = Checkpoints("expand", path)
+    finish(expand_epochs(network(), DATA.train, DATA.valid, config=config, training=TRAINING, checkpoints=checkpoints))
+
+
+def test_a_record_without_its_state_is_trained_again(tmp_path):
+    finished_run(tmp_path)
     history = tmp_path / "history.jsonl"
     history.write_text(history.read_text() + history.read_text().splitlines()[-1] + "\n")
     assert len(Checkpoints("expand", tmp_path, resume=True).records) == 2
 
 
 def test_a_damaged_state_is_explained(tmp_path):
-    config = dataclasses.replace(UNREACHABLE, depths=(1,), epochs_per_depth=2)
-    finish(
-        expand_epochs(
-            network(),
-            DATA.train,
-            DATA.valid,
-            config=config,
-            training=TRAINING,
-            checkpoints=Checkpoints("expand", tmp_path),
-        )
-    )
+    finished_run(tmp_path)
     (tmp_path / "checkpoints" / "expand.safetensors").write_bytes(b"junk")
     with pytest.raises(OdnError, match=r"expand\.safetensors is damaged .*start anew with --force"):
         Checkpoints("expand", tmp_path, resume=True)

@@ -18,7 +18,7 @@ from odn.data import Split
 from odn.engine import Stage, finish, train_epochs, training_device
 from odn.errors import OdnError, UsageError
 from odn.network import PartitionedNetwork
-from odn.records import EpochRecord, Phase, StopReason
+from odn.records import EpochRecord, Phase, StopReason, divergence
 from odn.schedules import Schedule, constant_after_warmup, cool_down
 from odn.stopping import almost_reached, decide
 
@@ -128,10 +128,7 @@ def expand_epochs(
         ):
             stop = decide([*records, record], config)
             if stop == StopReason.NON_FINITE:
-                raise OdnError(
-                    f"the loss became infinite or NaN at depth {depth}, epoch {record.epoch}; lower "
-                    "train.learning_rate in the recipe, or use --precision fp32"
-                )
+                raise OdnError(divergence(record))
             record = dataclasses.replace(record, stop=stop)
             if record.valid_correct > best:
                 best = record.valid_correct

@@ -11,7 +11,7 @@ from odn.data import Split
 from odn.engine import Stage, evaluate, finish, train_epochs
 from odn.errors import OdnError
 from odn.network import PartitionedNetwork, Prefix
-from odn.records import EpochRecord
+from odn.records import EpochRecord, divergence
 from odn.schedules import anneal
 
 _KEPT = "finetuned_best"
@@ -125,10 +125,7 @@ def finetune_epochs(
         first_epoch=done + 1,
     ):
         if record.train_loss is None:
-            raise OdnError(
-                f"the loss became infinite or NaN in epoch {record.epoch} of fine-tuning; lower "
-                "train.learning_rate in the recipe, or use --precision fp32"
-            )
+            raise OdnError(divergence(record))
         if record.epoch == 1:  # the look at the network as it came is part of the cost
             record = dataclasses.replace(record, evaluated_samples=record.evaluated_samples + len(valid))
         # Of equals the later epoch wins: its learning rate was lower.

@@ -126,5 +126,20 @@ def read_history(path: Path) -> list[EpochRecord]:
     return records
 
 
+def divergence(record: EpochRecord) -> str:
+    """Say that training diverged.
+
+    Args:
+        record: of the epoch whose loss was not finite.
+
+    Returns:
+        The message of the error.
+    """
+    return (
+        f"the loss became infinite or NaN at depth {record.depth}, epoch {record.epoch} of {record.phase}; lower "
+        "train.learning_rate in the recipe, or use --precision fp32"
+    )
+
+
 def _line(record: EpochRecord) -> str:
     return json.dumps(dataclasses.asdict(record)) + "\n"
