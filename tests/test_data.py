@@ -201,6 +201,17 @@ def test_folders_of_any_mode(tmp_path, mode, channels):
     assert len(data.train) + len(data.valid) + len(data.test) == 36
 
 
+def test_class_names_and_files_are_sorted_whatever_the_disk_lists_first(tmp_path, monkeypatch):
+    image_folder(tmp_path, classes=4)
+    expected = load_data(str(tmp_path)).train
+    listed = type(tmp_path).iterdir, type(tmp_path).rglob
+    monkeypatch.setattr(type(tmp_path), "iterdir", lambda path: reversed(list(listed[0](path))))
+    monkeypatch.setattr(type(tmp_path), "rglob", lambda path, pattern: reversed(list(listed[1](path, pattern))))
+    train = load_data(str(tmp_path)).train
+    assert train.spec.classes == tuple(f"class_{label}" for label in range(4))
+    assert torch.equal(train.images, expected.images)
+
+
 def test_folder_with_its_own_splits(tmp_path):
     for name, count in (("train", 12), ("valid", 5), ("test", 4)):
         image_folder(tmp_path / "own" / name, count=count)

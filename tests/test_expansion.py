@@ -111,6 +111,9 @@ def test_growing_starts_from_the_judged_function_where_shapes_allow(depth, same_
     logits = new.prefix.eval()(x)
     assert torch.equal(logits, judged) == same_function
     assert new.step == 0
+    # The optimizer remembers the head that was copied, and nothing of one that is new.
+    momentum = [s.optimizer.state.get(s.prefix.head.linear.weight, {}).get("momentum_buffer") for s in (stage, new)]
+    assert torch.equal(*momentum) if same_function else momentum[1] is None
 
 
 def test_a_network_built_by_hand_grows_too():
