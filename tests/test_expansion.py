@@ -52,6 +52,17 @@ def test_missing_the_target_is_a_result_with_the_best_depth():
     assert all(len([r for r in result.records if r.depth == depth]) <= 3 for depth in range(1, 10))
 
 
+def test_of_a_depth_the_best_epoch_is_kept_not_the_last():
+    from odn.engine import evaluate
+
+    config = dataclasses.replace(UNREACHABLE, depths=(1,), epochs_per_depth=6, patience=6)
+    grown = network()
+    result = expand(grown, DATA.train, DATA.valid, config=config, training=TRAINING)
+    correct = [record.valid_correct for record in result.records]
+    assert max(correct) > correct[-1]
+    assert evaluate(grown.prefix(1), DATA.valid) == max(correct)
+
+
 def test_only_planned_depths_are_tried():
     config = dataclasses.replace(UNREACHABLE, depths=(2, 5))
     result = expand(network(), DATA.train, DATA.valid, config=config, training=TRAINING)
