@@ -16,9 +16,10 @@ def test_nothing_to_do_changes_nothing():
     assert augment(x, AugmentConfig(shift=0.0), generator()) is x
 
 
-def test_every_sample_gets_its_own_change():
-    x = torch.rand(1, 1, 16, 16).expand(32, -1, -1, -1)
-    changed = augment(x, AugmentConfig(shift=0.2, rotate_degrees=20), generator())
+@pytest.mark.parametrize("config", [AugmentConfig(shift=0.45), AugmentConfig(shift=0.0, rotate_degrees=20)])
+def test_every_sample_gets_its_own_change(config):
+    x = torch.rand(1, 1, 64, 64).expand(32, -1, -1, -1)
+    changed = augment(x, config, generator())
     assert len({image.numpy().tobytes() for image in changed}) == 32
 
 

@@ -87,17 +87,19 @@ class Page(HTMLParser):
         self.tags.append((tag, dict(attrs)))
 
 
+NETWORK = {
+    "name": "full", "runtime": "torch", "depth": 3, "parameters": 100, "parameter_bytes": 400, "file_bytes": 500,
+    "macs": 1000, "peak_activation_bytes": 2000, "valid_accuracy": None, "test_accuracy": None,
+    "test_interval": None, "latency_ms": None,
+}  # fmt: skip
+
+
 def page(records_, **changes) -> str:
-    row = {
-        "name": "full", "runtime": "torch", "depth": 3, "parameters": 100, "parameter_bytes": 400, "file_bytes": 500,
-        "macs": 1000, "peak_activation_bytes": 2000, "valid_accuracy": None, "test_accuracy": None,
-        "test_interval": None, "latency_ms": None,
-    }  # fmt: skip
     figures = {
         "schema": 1,
         "dataset": {"name": "toy", "train": 10, "valid": 5, "test": 5, "classes": 2, "input_shape": [1, 8, 8]},
         "backbone": "resnet18", "seed": 0, "target_accuracy": 0.9, "reached": True, "depth": 2, "max_depth": 3,
-        "networks": [row, {**row, "name": "extracted", "parameters": 40}],
+        "networks": [NETWORK, {**NETWORK, "name": "extracted", "parameters": 40}],
         "cost": {
             "train_macs": 5, "full_depth_train_macs": 10, "reference_epochs": 30, "seconds": 1.0,
             "epochs_by_depth": {"1": 2, "2": 2}, "finetune_epochs": 0,
@@ -127,7 +129,8 @@ def test_the_page_is_the_same_for_the_same_figures():
 def test_hostile_names_are_escaped():
     attack = "<script>alert(1)</script>"
     dataset = {"name": attack, "train": 10, "valid": 5, "test": 5, "classes": 2, "input_shape": [1, 8, 8]}
-    text = page(RECORDS, dataset=dataset, backbone='"><img src=x onerror=alert(1)>')
+    rows = [{**NETWORK, "name": "full"}, {**NETWORK, "name": attack}]
+    text = page(RECORDS, dataset=dataset, backbone='"><img src=x onerror=alert(1)>', networks=rows)
     assert attack not in text
     assert "<img" not in text
     assert not [tag for tag, _ in Page(text).tags if tag in ("script", "img")]
