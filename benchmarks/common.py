@@ -12,6 +12,7 @@ import os
 import platform
 import subprocess
 import sys
+import tarfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, final
@@ -85,6 +86,24 @@ class Cells:
         temporary = self.path.with_suffix(".partial")
         temporary.write_text(json.dumps(document, indent=2) + "\n")
         temporary.replace(self.path)
+
+
+def cifar_folder(data_dir: Path) -> Path:
+    """Unpack the JPEGs of CIFAR-10 once.
+
+    Args:
+        data_dir: holds ``cifar10_jpg.tar.xz``.
+
+    Returns:
+        The folder with ``train`` and ``test``.
+    """
+    target = ROOT / "runs" / "cifar10_jpg"
+    if not target.is_dir():
+        partial = target.with_suffix(".partial")
+        with tarfile.open(data_dir / "cifar10_jpg.tar.xz") as archive:
+            archive.extractall(partial, filter="data")
+        partial.rename(target)
+    return next(path.parent for path in sorted(target.rglob("train")) if path.is_dir())
 
 
 def machine() -> str:

@@ -3,14 +3,13 @@
 import json
 import subprocess
 import sys
-import tarfile
 import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from statistics import fmean
 
-from benchmarks.common import ROOT, Cells, Row, parse, write_page
+from benchmarks.common import ROOT, Cells, Row, cifar_folder, parse, write_page
 
 SEEDS = (0, 1, 2)
 # name of the cell: dataset, further flags
@@ -128,24 +127,6 @@ def summarise(rows: list[Row]) -> Row:
     }
 
 
-def unpack_cifar(data_dir: Path) -> Path:
-    """Unpack the JPEGs of CIFAR-10 once.
-
-    Args:
-        data_dir: holds ``cifar10_jpg.tar.xz``.
-
-    Returns:
-        The folder with ``train`` and ``test``.
-    """
-    target = ROOT / "runs" / "cifar10_jpg"
-    if not target.is_dir():
-        partial = target.with_suffix(".partial")
-        with tarfile.open(data_dir / "cifar10_jpg.tar.xz") as archive:
-            archive.extractall(partial, filter="data")
-        partial.rename(target)
-    return next(path.parent for path in sorted(target.rglob("train")) if path.is_dir())
-
-
 def main() -> None:
     """Measure every cell, then print and write the page."""
     options = parse("headline", __doc__ or "")
@@ -158,7 +139,7 @@ def main() -> None:
     for data, seed in jobs:
         dataset, flags = JOBS[data]
         if dataset == "CIFAR":
-            dataset = str(unpack_cifar(options.data_dir))
+            dataset = str(cifar_folder(options.data_dir))
         elif dataset == "SVHN":
             dataset = str(options.data_dir / "SVHN-sample" / "svhn_official_train_first1083.npz")
         chosen = [*flags, *(QUICK[data] if options.quick else [])]

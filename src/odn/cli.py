@@ -178,7 +178,7 @@ def profile_command(
     from odn.network import build_network
 
     network = build_network(backbone, shape, classes, width=width, device="meta")
-    rows = profile((network.prefix(depth) for depth in range(1, network.max_depth + 1)), shape)
+    rows = profile(network.prefixes(), shape)
     if json:
         _print_json(rows)
     else:

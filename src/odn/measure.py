@@ -2,7 +2,7 @@
 
 import copy
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, final
 
@@ -13,6 +13,8 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
+
+from odn.records import EpochRecord
 
 BATCH_SIZES = (1, 64)
 
@@ -92,6 +94,32 @@ def _peak_activation_bytes(network: nn.Module, image: Tensor) -> int:
     with mode:
         network(image)
     return mode.peak
+
+
+def macs_by_depth(prefixes: Iterable[nn.Module], input_shape: tuple[int, int, int]) -> list[int]:
+    """Count the multiply-accumulates of every depth.
+
+    Args:
+        prefixes: the networks of depth 1, 2, ... up to the full depth.
+        input_shape: channels, height and width of an image.
+
+    Returns:
+        MACs of one image by depth, from depth 1.
+    """
+    return [measure_cost(prefix, input_shape).macs for prefix in prefixes]
+
+
+def train_macs(records: Iterable[EpochRecord], macs_by_depth: Sequence[int]) -> int:
+    """Count the multiply-accumulates that a training took: 3 forward passes per sample trained on, 1 per evaluated.
+
+    Args:
+        records: of its epochs.
+        macs_by_depth: of one forward pass of one image at depth 1, 2, and so on.
+
+    Returns:
+        MACs in all.
+    """
+    return sum(macs_by_depth[r.depth - 1] * (3 * r.train_samples + r.evaluated_samples) for r in records)
 
 
 def measure_latency(

@@ -5,7 +5,7 @@ Shapes: B batch, C channels, H height, W width, K classes.
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol, final
 
@@ -181,6 +181,10 @@ class PartitionedNetwork(nn.Module):
             raise UsageError(f"depth {depth}; allowed: 1 to {self.max_depth}")
         spec = dataclasses.replace(self.spec, depth=depth) if self.spec else None
         return Prefix(self.stem, list(self.blocks)[:depth], self.heads[depth - 1], spec)
+
+    def prefixes(self) -> Iterator[Prefix]:
+        """Yield the networks of depth 1, 2, and so on up to the full depth."""
+        return map(self.prefix, range(1, self.max_depth + 1))
 
     def forward(self, x_BCHW: Tensor) -> list[Tensor]:
         """Return the logits of every depth, D tensors of shape (B, K), from one pass over the blocks."""

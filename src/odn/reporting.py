@@ -15,7 +15,7 @@ from odn.config import ReportConfig, RunConfig, read_run_config
 from odn.data import Split
 from odn.engine import evaluate, training_device
 from odn.files import write_atomically
-from odn.measure import measure_cost, measure_latency
+from odn.measure import macs_by_depth, measure_cost, measure_latency, train_macs
 from odn.network import NetworkSpec, Prefix, build_network, weights_of
 from odn.page import HEADINGS, cells, render_page
 from odn.records import EpochRecord, read_history
@@ -175,7 +175,7 @@ def _macs_by_depth(artifact: Artifact) -> list[int]:
     spec = artifact.network.spec
     assert spec is not None
     network = build_network(spec.backbone, spec.input_shape, spec.classes, width=spec.width, device="meta")
-    return [measure_cost(network.prefix(depth), spec.input_shape).macs for depth in range(1, network.max_depth + 1)]
+    return macs_by_depth(network.prefixes(), spec.input_shape)
 
 
 def _cost(artifact: Artifact, records: Sequence[EpochRecord], config: ReportConfig) -> dict[str, Any]:
@@ -198,7 +198,7 @@ def _cost(artifact: Artifact, records: Sequence[EpochRecord], config: ReportConf
     epoch = next((record for record in records if record.verb == "expand"), records[0])
     full_epoch_samples = 3 * epoch.train_samples + epoch.evaluated_samples
     return {
-        "train_macs": sum(macs[r.depth - 1] * (3 * r.train_samples + r.evaluated_samples) for r in records),
+        "train_macs": train_macs(records, macs),
         "full_depth_train_macs": macs[-1] * full_epoch_samples * config.reference_epochs,
         "reference_epochs": config.reference_epochs,
         "seconds": round(sum(record.seconds for record in records), 3),
