@@ -16,7 +16,7 @@ ROWS = [
     ["config"],
     ["records", "defaults"],
     ["data", "layers", "measure", "stopping", "schedules"],
-    ["backbones"],
+    ["backbones", "planning"],
     ["network"],
     ["engine", "page"],
     ["storage"],

@@ -6,19 +6,24 @@ import torch
 from conftest import tiny_data
 from odn.checkpoint import Checkpoints
 from odn.config import ExpandConfig, FinetuneConfig, TrainConfig
-from odn.engine import Stage, finish
+from odn.engine import Stage, finish, train_epochs
 from odn.errors import OdnError, UsageError
-from odn.expansion import _grow, expand, expand_epochs, expand_result, next_step
+from odn.expansion import _attach, expand, expand_epochs
 from odn.extraction import extract, finetune, finetune_epochs
 from odn.network import PartitionedNetwork, partition
+from odn.planning import expand_result
 from odn.records import StopReason, read_history
 from test_network import by_hand
-from test_stopping import records as stop_records
 
 DATA = tiny_data()
 TRAINING = TrainConfig(batch_size=16, learning_rate=0.05, precision="fp32")
+FAST = dataclasses.replace(TRAINING, learning_rate=0.5)
 UNREACHABLE = ExpandConfig(
     target_accuracy=0.9999, confidence=0.999999, epochs_per_depth=3, patience=2, cooldown_epochs=0
+)
+
+LOOKING_BACK = ExpandConfig(
+    target_accuracy=0.9, epochs_per_depth=2, confirmations=1, cooldown_epochs=0, lookback_epochs=3
 )
 
 
@@ -28,7 +33,7 @@ def network(seed: int = 0) -> PartitionedNetwork:
 
 def test_the_shallowest_depth_that_holds_the_target_is_kept():
     grown = network()
-    result = expand(grown, DATA.train, DATA.valid, target_accuracy=0.9, training=TRAINING)
+    result = expand(grown, DATA.train, DATA.valid, target_accuracy=0.9, training=FAST)
     assert (result.depth, result.reached) == (1, True)
     assert result.valid_accuracy >= 0.9
     assert result.records[-1].stop == StopReason.TARGET_REACHED
@@ -46,7 +51,7 @@ def test_the_chosen_prefix_holds_the_weights_that_were_judged():
 def test_missing_the_target_is_a_result_with_the_best_depth():
     result = expand(network(), DATA.train, DATA.valid, config=UNREACHABLE, training=TRAINING)
     assert not result.reached
-    assert {record.depth for record in result.records} == set(range(1, 10))
+    assert {record.depth for record in result.records} == {1, 2, 4, 8, 9}
     best = max(record.valid_correct for record in result.records)
     assert result.depth == min(r.depth for r in result.records if r.valid_correct == best)
     assert all(len([r for r in result.records if r.depth == depth]) <= 3 for depth in range(1, 10))
@@ -89,26 +94,6 @@ def test_the_target_can_be_reached_while_annealing():
     assert (result.depth, result.reached, result.records[-1].phase) == (1, True, "cooldown")
 
 
-def test_the_next_step_is_read_from_the_records():
-    def after(phase, depth, stop, accuracy=900, target=0.95):
-        record = dataclasses.replace(stop_records([accuracy], depth=depth)[0], phase=phase, stop=stop)
-        return next_step([record], (1, 2, 4), ExpandConfig(target_accuracy=target, reach=1.25))
-
-    assert next_step([], (2, 4), ExpandConfig()) == ("expand", 2)
-    assert after("expand", 1, None) == ("expand", 1)
-    assert after("cooldown", 1, None) == ("cooldown", 1)
-    assert after("expand", 1, "target_reached") is None
-    assert after("expand", 2, "plateau") == ("expand", 4)
-    assert after("expand", 2, "plateau", accuracy=940) == ("cooldown", 2)
-    assert after("cooldown", 2, "epoch_budget", accuracy=940) == ("expand", 4)
-    assert after("expand", 4, "epoch_budget") is None
-
-
-def test_a_plan_beyond_the_backbone_is_refused():
-    with pytest.raises(UsageError, match="depth 12 is in the plan; allowed: 1 to 9 for this backbone"):
-        expand(network(), DATA.train, DATA.valid, config=ExpandConfig(depths=(1, 12)), training=TRAINING)
-
-
 @pytest.mark.parametrize(("depth", "same_function"), [(2, True), (4, False)])
 def test_growing_starts_from_the_judged_function_where_shapes_allow(depth, same_function):
     grown = network()
@@ -117,7 +102,8 @@ def test_growing_starts_from_the_judged_function_where_shapes_allow(depth, same_
         stage.train_step(x, y, lambda _: 1.0)
     x = torch.randn(4, 1, 8, 8)
     judged = stage.averaged.eval()(x)
-    new = _grow(grown, stage, depth, DATA.train)
+    stage.prefix.load_state_dict(stage.averaged.state_dict())
+    new = _attach(grown, depth - 1, depth, TRAINING, DATA.train, previous=stage)
     assert new.prefix.depth == depth
     logits = new.prefix.eval()(x)
     assert torch.equal(logits, judged) == same_function
@@ -130,6 +116,41 @@ def test_growing_starts_from_the_judged_function_where_shapes_allow(depth, same_
 def test_a_network_built_by_hand_grows_too():
     result = expand(by_hand(), DATA.train, DATA.valid, config=UNREACHABLE, training=TRAINING)
     assert {record.depth for record in result.records} == {1, 2, 3}
+
+
+def test_looking_back_starts_from_the_weights_of_the_deeper_network_that_holds_the_target(monkeypatch):
+    starts = {}
+
+    def watched(stage, *arguments, **options):
+        starts[options["phase"], stage.prefix.depth] = state(stage.prefix)
+        return train_epochs(stage, *arguments, **options)
+
+    monkeypatch.setattr("odn.expansion.train_epochs", watched)
+    checkpoints = Checkpoints("expand")
+    grown = network()
+    epochs = expand_epochs(grown, DATA.train, DATA.valid, config=LOOKING_BACK, training=FAST, checkpoints=checkpoints)
+    path = [(record.phase, record.depth) for record in epochs]
+    assert path[-1] == ("lookback", 3)
+    deeper = extract(grown, 4)
+    checkpoints.take("depth_004", deeper)
+    start, source = starts["lookback", 3], state(deeper)
+    shared = [name for name in start if name in source and not name.startswith("head.")]
+    assert len(shared) > 10
+    assert all(torch.equal(start[name], source[name]) for name in shared)
+
+
+def test_without_a_target_the_shallowest_depth_near_the_best_is_kept():
+    config = ExpandConfig(epochs_per_depth=8, lookback_epochs=3)
+    result = expand(network(), DATA.train, DATA.valid, config=config, training=FAST)
+    assert result.reached
+    assert result.target_accuracy == pytest.approx(max(r.valid_accuracy for r in result.records) - 0.002)
+    assert result.valid_accuracy >= result.target_accuracy
+
+
+@pytest.mark.parametrize("target", [0.0, 99.0])
+def test_a_target_that_is_no_fraction_is_refused(target):
+    with pytest.raises(UsageError, match="allowed: a fraction above 0 and at most 1"):
+        expand(network(), DATA.train, DATA.valid, target_accuracy=target)
 
 
 def test_a_loss_that_is_not_finite_stops_with_the_cause():
@@ -148,25 +169,18 @@ def same(first: dict, second: dict) -> bool:
     return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
 
 
-@pytest.mark.parametrize("stop_after", [1, 3, 4, 5, 7])
-@pytest.mark.parametrize(("optimizer", "cooldown_epochs"), [("sgd", 2), ("sgd", 0), ("adamw", 2)])
-def test_a_resumed_expansion_ends_as_an_uninterrupted_one(tmp_path, stop_after, optimizer, cooldown_epochs):
-    config = dataclasses.replace(
-        UNREACHABLE, depths=(1, 2, 4), epochs_per_depth=3, cooldown_epochs=cooldown_epochs, reach=1e9
-    )
-    training = dataclasses.replace(TRAINING, optimizer=optimizer, learning_rate=0.01)
-
+def check_resuming(config: ExpandConfig, training: TrainConfig, stop_after: int, path) -> None:
     def epochs(grown, checkpoints):
         return expand_epochs(grown, DATA.train, DATA.valid, config=config, training=training, checkpoints=checkpoints)
 
     whole = network()
     expected = finish(epochs(whole, Checkpoints("expand")))
-    interrupted = epochs(network(), Checkpoints("expand", tmp_path))
+    interrupted = epochs(network(), Checkpoints("expand", path))
     for _ in range(stop_after):
         next(interrupted)
     interrupted.close()
     resumed = network()
-    result = finish(epochs(resumed, Checkpoints("expand", tmp_path, resume=True)))
+    result = finish(epochs(resumed, Checkpoints("expand", path, resume=True)))
     untimed = [
         [dataclasses.replace(record, seconds=0.0) for record in records]
         for records in (expected.records, result.records)
@@ -174,7 +188,23 @@ def test_a_resumed_expansion_ends_as_an_uninterrupted_one(tmp_path, stop_after, 
     assert untimed[0] == untimed[1]
     assert result.depth == expected.depth
     assert same(state(whole.prefix(expected.depth)), state(resumed.prefix(result.depth)))
-    assert [r.epoch for r in read_history(tmp_path / "history.jsonl")] == [r.epoch for r in expected.records]
+    assert [r.epoch for r in read_history(path / "history.jsonl")] == [r.epoch for r in expected.records]
+
+
+@pytest.mark.parametrize("stop_after", [1, 3, 4, 5, 7])
+@pytest.mark.parametrize(("optimizer", "cooldown_epochs"), [("sgd", 2), ("sgd", 0), ("adamw", 2)])
+def test_a_resumed_expansion_ends_as_an_uninterrupted_one(tmp_path, stop_after, optimizer, cooldown_epochs):
+    config = dataclasses.replace(
+        UNREACHABLE, depths=(1, 2, 4), epochs_per_depth=3, cooldown_epochs=cooldown_epochs, reach=1e9
+    )
+    training = dataclasses.replace(TRAINING, optimizer=optimizer, learning_rate=0.01)
+    check_resuming(config, training, stop_after, tmp_path)
+
+
+@pytest.mark.parametrize("stop_after", [8, 9, 10, 11])
+def test_a_resumed_look_back_ends_as_an_uninterrupted_one(tmp_path, stop_after):
+    config = dataclasses.replace(LOOKING_BACK, confirmations=2, target_accuracy=0.95)
+    check_resuming(config, FAST, stop_after, tmp_path)
 
 
 def finished_run(path) -> None:
@@ -199,7 +229,7 @@ def test_a_damaged_state_is_explained(tmp_path):
 
 def test_the_outcome_is_read_from_the_records():
     result = expand(network(), DATA.train, DATA.valid, target_accuracy=0.9, training=TRAINING)
-    assert expand_result(result.records) == result
+    assert expand_result(result.records, range(1, 10), ExpandConfig(target_accuracy=0.9)) == result
 
 
 # fine-tuning -------------------------------------------------------------------------------------------------------

@@ -8,7 +8,15 @@ from scipy.stats import binomtest
 from odn.config import ExpandConfig
 from odn.errors import UsageError
 from odn.records import EpochRecord, StopReason
-from odn.stopping import almost_reached, confirmed, decide, meets_target, wilson_interval
+from odn.stopping import (
+    almost_reached,
+    confirmed,
+    decide,
+    hopeless,
+    meets_target,
+    settle_target,
+    wilson_interval,
+)
 
 
 def records(accuracies: list[int], *, depth: int = 1, count: int = 1000, loss: float | None = 0.5) -> list[EpochRecord]:
@@ -114,10 +122,57 @@ def test_every_depth_ends(accuracies):
     assert decide(records(accuracies), CONFIG) is not None
 
 
-@pytest.mark.parametrize("target", [99.3, 0.0, -0.1, 1.01])
+@pytest.mark.parametrize("target", [99.3, -0.1, 1.01])
 def test_targets_that_are_no_fractions_are_refused(target):
     with pytest.raises(UsageError, match="target accuracy is .*; allowed: a fraction above 0 and at most 1"):
         ExpandConfig(target_accuracy=target)
+
+
+def test_a_depth_is_hopeless_when_extrapolation_ends_short_of_the_target():
+    config = dataclasses.replace(CONFIG, epochs_per_depth=16, reach=1.25, patience=20)
+    # 0.02 for each doubling: 0.80 after 16 epochs; with reach a target of 0.83 is within sight, one of 0.85 is not.
+    curve = records([700, 720, 730, 740, 745, 750, 755, 760])
+    assert not hopeless(curve, dataclasses.replace(config, target_accuracy=0.82))
+    assert hopeless(curve, dataclasses.replace(config, target_accuracy=0.83))
+    assert decide(curve, dataclasses.replace(config, target_accuracy=0.83)) == StopReason.HOPELESS
+    assert decide(curve[:7], dataclasses.replace(config, target_accuracy=0.83)) is None
+
+
+def test_a_curve_that_still_steepens_is_never_hopeless():
+    config = dataclasses.replace(CONFIG, epochs_per_depth=16)
+    assert not hopeless(records([100, 101, 102, 103, 110, 120, 130, 140]), config)
+
+
+def grown(*depths: tuple[int, list[int]]) -> list[EpochRecord]:
+    found = []
+    for depth, accuracies in depths:
+        epochs = records(accuracies, depth=depth)
+        found += [*epochs[:-1], dataclasses.replace(epochs[-1], stop=StopReason.PLATEAU)]
+    return found
+
+
+def test_an_automatic_target_is_settled_at_the_knee():
+    auto = dataclasses.replace(CONFIG, target_accuracy=0.0, within=0.002)
+    rising = [(1, [800, 850]), (2, [900, 890]), (4, [901])]
+    assert settle_target(grown(*rising), 16, auto) == auto
+    assert settle_target(grown(*rising, (8, [905, 904])), 16, auto).target_accuracy == pytest.approx(0.903)
+    # A gain of more than a standard error (0.0095 at 0.9 of 1000) starts the count anew.
+    assert settle_target(grown(*rising, (8, [912])), 16, auto) == auto
+    assert settle_target(grown(*rising), 4, auto).target_accuracy == pytest.approx(0.899)
+    assert settle_target(records([900]), 1, auto) == auto
+
+
+def test_while_the_target_is_not_known_only_convergence_counts():
+    auto = dataclasses.replace(CONFIG, target_accuracy=0.0)
+    assert decide(records([999, 1000]), auto) is None
+    assert decide(records([900] * 4), auto) == StopReason.PLATEAU
+    assert not almost_reached(records([999]), auto)
+    assert not hopeless(records([10] * 8), auto)
+    assert not meets_target(1000, 1000, auto)
+
+
+def test_a_target_that_is_given_stays():
+    assert settle_target(grown((1, [500]), (2, [500]), (4, [500])), 4, CONFIG) == CONFIG
 
 
 def test_a_percentage_is_answered_with_the_fraction():

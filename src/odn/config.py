@@ -130,8 +130,10 @@ class ExpandConfig:
     """When progressive depth expansion grows and when it stops.
 
     Attributes:
-        target_accuracy: validation accuracy to reach, a fraction above 0 and at most 1.
-        depths: the depths to try, ascending; empty tries every depth from 1 to the full one.
+        target_accuracy: validation accuracy to reach, a fraction above 0 and at most 1; 0 finds it automatically: the
+            best accuracy that growing reaches before two more depths gain nothing, less ``within``.
+        within: how far below the best accuracy the shallowest network may stay with an automatic target.
+        depths: the depths that may be chosen, ascending; empty means every depth from 1 to the full one.
         epochs_per_depth: hard cap on the epochs at a constant learning rate at one depth; a cool-down may follow.
         confirmations: consecutive evaluations that must reach the target.
         confidence: when above 0, the lower Wilson bound at this confidence must reach the target, e.g. 0.95.
@@ -140,24 +142,29 @@ class ExpandConfig:
         cooldown_epochs: a converged depth that almost reaches the target is annealed to zero over so many epochs
             before the next block is attached; 0 never does that.
         reach: a depth almost reaches the target when its validation error is at most so many times the target's.
+        lookback_epochs: once a depth holds the target, shallower ones start from its weights and are annealed over so
+            many epochs; 0 never looks back.
     """
 
-    target_accuracy: float = 1.0
+    target_accuracy: float = 0.0
+    within: float = 0.002
     depths: tuple[int, ...] = ()
-    epochs_per_depth: int = 30
+    epochs_per_depth: int = 16
     confirmations: int = 2
     confidence: float = 0.0
     patience: int = 4
     min_improvement: float = 0.0005
     cooldown_epochs: int = 5
     reach: float = 1.25
+    lookback_epochs: int = 8
 
     def __post_init__(self) -> None:
-        check_target(self.target_accuracy)
+        if self.target_accuracy:
+            check_target(self.target_accuracy)
+        _require(0 <= self.within < 1, f"expand.within is {self.within}; allowed: 0 to below 1, e.g. 0.002")
         for name in ("epochs_per_depth", "confirmations", "patience"):
             value = getattr(self, name)
             _require(value >= 1, f"expand.{name} is {value}; allowed: 1 or more")
-        _require(self.cooldown_epochs >= 0, f"expand.cooldown_epochs is {self.cooldown_epochs}; allowed: 0 or more")
         _require(self.reach >= 1, f"expand.reach is {self.reach}; allowed: 1 or more")
         _require(
             0 <= self.confidence < 1,
@@ -172,11 +179,12 @@ class ExpandConfig:
             f"expand.confirmations is {self.confirmations} but only {self.epochs_per_depth} epochs are allowed "
             "per depth; lower the one or raise the other",
         )
-        _require(
-            self.cooldown_epochs == 0 or self.cooldown_epochs >= self.confirmations,
-            f"expand.cooldown_epochs is {self.cooldown_epochs}, too few for {self.confirmations} confirmations; "
-            "allowed: 0, or as many as expand.confirmations",
-        )
+        for name in ("cooldown_epochs", "lookback_epochs"):
+            value = getattr(self, name)
+            _require(
+                value == 0 or value >= self.confirmations,
+                f"expand.{name} is {value}; allowed: 0, or at least expand.confirmations, {self.confirmations}",
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

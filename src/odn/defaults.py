@@ -94,7 +94,8 @@ def complete(table: dict[str, Any]) -> RunConfig:
         filled["dataset"] = str(Path(dataset).resolve())
         if "target_accuracy" not in expand:
             raise UsageError(
-                f"no target accuracy is known for {dataset}; say which validation accuracy to reach, e.g. --target 0.95"
+                f"no target accuracy is known for {dataset}; say which validation accuracy to reach, e.g. "
+                "--target 0.95, or --target auto for the shallowest network that is nearly as good as the best"
             )
     filled["data_dir"] = str(Path(filled["data_dir"]).resolve())
     return from_table(RunConfig, {**filled, "expand": expand})

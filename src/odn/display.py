@@ -9,8 +9,9 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from odn.config import RunConfig
-from odn.records import EpochRecord
+from odn.records import PHASE_NAMES, EpochRecord
 from odn.reporting import Report
+from odn.stopping import epochs_of
 
 Result = TypeVar("Result")
 
@@ -60,15 +61,14 @@ class Display:
             record: of an epoch.
 
         Returns:
-            Depth, epoch, accuracy, target and time, e.g. ``depth 2  epoch 5/30  valid 0.9921 / 0.9930 ...``.
+            Depth, epoch, accuracy, target and time, e.g. ``grow  depth 2  epoch 5/30  valid 0.9921 / ...``.
         """
         cap = self._cap(record)
-        name = {"expand": "", "cooldown": "cool-down ", "finetune": "fine-tune "}[
-            record.phase
-        ] + f"depth {record.depth}"
+        goal = self.config.expand.target_accuracy
+        target = f"{goal:.4f}" if goal else "auto"
         text = (
-            f"{name}  epoch {record.epoch}/{cap}  valid {record.valid_accuracy:.4f} / target "
-            f"{self.config.expand.target_accuracy:.4f}  {record.seconds:.1f} s"
+            f"{PHASE_NAMES[record.phase]}  depth {record.depth}  epoch {record.epoch}/{cap}  "
+            f"valid {record.valid_accuracy:.4f} / target {target}  {record.seconds:.1f} s"
         )
         if record.stop:
             return f"{text}  {record.stop.replace('_', ' ')}"
@@ -76,8 +76,9 @@ class Display:
         return f"{text}  at most {left // 60}:{left % 60:02d} left" if left else text
 
     def _cap(self, record: EpochRecord) -> int:
-        caps = {"expand": self.config.expand.epochs_per_depth, "cooldown": self.config.expand.cooldown_epochs}
-        return caps.get(record.phase, max(self.config.finetune.epochs, record.epoch))
+        if record.phase == "finetune":
+            return max(self.config.finetune.epochs, record.epoch)
+        return epochs_of(record.phase, self.config.expand)
 
 
 def print_report(report: Report) -> None:

@@ -7,38 +7,20 @@ percents from one epoch to the next.
 
 import dataclasses
 from collections.abc import Generator, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import nn
 
 from odn.checkpoint import Checkpoints
-from odn.config import ExpandConfig, TrainConfig
+from odn.config import ExpandConfig, TrainConfig, check_target
 from odn.data import Split
 from odn.engine import Stage, finish, train_epochs, training_device
-from odn.errors import OdnError, UsageError
+from odn.errors import OdnError
 from odn.network import PartitionedNetwork
-from odn.records import EpochRecord, Phase, StopReason, divergence
-from odn.schedules import Schedule, constant_after_warmup, cool_down
-from odn.stopping import almost_reached, decide
-
-
-@dataclass(frozen=True, kw_only=True)
-class ExpandResult:
-    """What expansion found.
-
-    Attributes:
-        depth: the depth kept: the first one that reached the target, or, where none did, the one with the best
-            validation accuracy.
-        reached: whether the target was reached and confirmed.
-        valid_accuracy: of the averaged weights kept for that depth, a fraction.
-        records: every epoch, oldest first.
-    """
-
-    depth: int
-    reached: bool
-    valid_accuracy: float
-    records: tuple[EpochRecord, ...]
+from odn.planning import ExpandResult, Step, expand_result, next_step, plan_depths
+from odn.records import EpochRecord, StopReason, divergence
+from odn.schedules import Schedule, anneal, constant_after_warmup, cool_down
+from odn.stopping import decide, epochs_of, settle_target
 
 
 def expand(
@@ -57,7 +39,8 @@ def expand(
         network: is trained in place; afterwards the prefix of the chosen depth holds its best averaged weights.
         train: the training split.
         valid: the validation split, on which all decisions rest.
-        target_accuracy: short for the ``target_accuracy`` of ``config``, a fraction.
+        target_accuracy: short for the ``target_accuracy`` of ``config``, a fraction; without either the target is
+            found automatically.
         config: when to grow and when to stop.
         training: how weights are trained.
         seed: of the order of samples and the augmentation.
@@ -67,6 +50,7 @@ def expand(
     """
     config = config or ExpandConfig()
     if target_accuracy is not None:
+        check_target(target_accuracy)
         config = dataclasses.replace(config, target_accuracy=target_accuracy)
     return finish(expand_epochs(network, train, valid, config=config, training=training, seed=seed))
 
@@ -110,106 +94,51 @@ def expand_epochs(
         stage = Stage(network.prefix(checkpoints.position.depth), training, train)
         checkpoints.restore(stage)
     while (step := next_step(records, depths, config)) is not None:
-        phase, depth = step
+        settled = settle_target(records, depths[-1], config)
         if stage is None:
-            stage = Stage(network.prefix(depth), training, train)
-        elif stage.prefix.depth < depth:
-            stage = _grow(network, stage, depth, train)
-        best = max((record.valid_correct for record in records if record.depth == depth), default=-1)
+            stage = Stage(network.prefix(step.depth), training, train)
+        elif step.source is not None:
+            checkpoints.take(kept_name(step.source), network.prefix(step.source))
+            stage = _attach(network, step.source, step.depth, training, train)
+        elif stage.prefix.depth < step.depth:
+            # Training goes on from the averaged weights, those that were judged.
+            stage.prefix.load_state_dict(stage.averaged.state_dict())
+            stage = _attach(network, stage.prefix.depth, step.depth, training, train, previous=stage)
+        best = max((record.valid_correct for record in records if record.depth == step.depth), default=-1)
         for record in train_epochs(
             stage,
             train,
             valid,
-            phase=phase,
-            schedule=_schedule(records, phase, depth, config, training),
-            epochs=config.cooldown_epochs if phase == "cooldown" else config.epochs_per_depth,
+            phase=step.phase,
+            schedule=_schedule(records, step, config, training),
+            epochs=epochs_of(step.phase, config),
             seed=seed,
-            first_epoch=1 + sum((record.phase, record.depth) == step for record in records),
+            first_epoch=1 + sum((record.phase, record.depth) == (step.phase, step.depth) for record in records),
         ):
-            stop = decide([*records, record], config)
+            stop = decide([*records, record], settled)
             if stop == StopReason.NON_FINITE:
                 raise OdnError(divergence(record))
             record = dataclasses.replace(record, stop=stop)
             if record.valid_correct > best:
                 best = record.valid_correct
-                checkpoints.keep(kept_name(depth), stage.averaged)
+                checkpoints.keep(kept_name(step.depth), stage.averaged)
             checkpoints.commit(record, stage)
             yield record
             if stop is not None:
                 break
-    result = expand_result(records)
+    result = expand_result(records, depths, config)
     network.to(training_device())  # the blocks that were never trained follow the others
     checkpoints.take(kept_name(result.depth), network.prefix(result.depth))
     return result
 
 
-def next_step(records: Sequence[EpochRecord], depths: Sequence[int], config: ExpandConfig) -> tuple[Phase, int] | None:
-    """Say what to train next: a pure function of the records so far, so that resuming needs no other state.
-
-    Args:
-        records: of the expansion, oldest first.
-        depths: the plan, ascending.
-        config: when a depth deserves to be annealed.
-
-    Returns:
-        Phase and depth, or None when expansion is over.
-    """
-    if not records:
-        return "expand", depths[0]
-    last = records[-1]
-    if last.stop is None:
-        return last.phase, last.depth
-    if last.stop == StopReason.TARGET_REACHED:
-        return None
-    at_depth = [record for record in records if record.depth == last.depth]
-    if last.phase == "expand" and almost_reached(at_depth, config):
-        return "cooldown", last.depth
-    deeper = [depth for depth in depths if depth > last.depth]
-    return ("expand", deeper[0]) if deeper else None
-
-
-def _schedule(
-    records: Sequence[EpochRecord], phase: Phase, depth: int, config: ExpandConfig, training: TrainConfig
-) -> Schedule:
-    if phase == "expand":
+def _schedule(records: Sequence[EpochRecord], step: Step, config: ExpandConfig, training: TrainConfig) -> Schedule:
+    if step.phase == "expand":
         return constant_after_warmup(training.warmup_epochs)
-    start = sum((record.phase, record.depth) == ("expand", depth) for record in records)
+    if step.phase == "lookback":
+        return anneal(config.lookback_epochs, training.warmup_epochs)
+    start = sum((record.phase, record.depth) == ("expand", step.depth) for record in records)
     return cool_down(start, config.cooldown_epochs)
-
-
-def expand_result(records: Sequence[EpochRecord]) -> ExpandResult:
-    """Read the outcome of an expansion from its records.
-
-    Args:
-        records: of the expansion, oldest first, one or more.
-
-    Returns:
-        The chosen depth and how it was found.
-    """
-    last = records[-1]
-    reached = last.stop == StopReason.TARGET_REACHED
-    candidates = [record for record in records if record.depth == last.depth] if reached else records
-    # max() keeps the first of equals: the shallowest depth.
-    best = max(candidates, key=lambda record: record.valid_correct)
-    return ExpandResult(depth=best.depth, reached=reached, valid_accuracy=best.valid_accuracy, records=tuple(records))
-
-
-def plan_depths(config: ExpandConfig, max_depth: int) -> list[int]:
-    """List the depths that expansion tries.
-
-    Args:
-        config: may name them.
-        max_depth: of the backbone.
-
-    Returns:
-        Ascending depths.
-
-    Raises:
-        UsageError: when the backbone has no such depth.
-    """
-    if config.depths and config.depths[-1] > max_depth:
-        raise UsageError(f"depth {config.depths[-1]} is in the plan; allowed: 1 to {max_depth} for this backbone")
-    return list(config.depths) or list(range(1, max_depth + 1))
 
 
 def kept_name(depth: int) -> str:
@@ -228,15 +157,20 @@ def _shapes(module: nn.Module) -> list[tuple[str, torch.Size]]:
     return [(name, tensor.shape) for name, tensor in module.state_dict().items()]
 
 
-def _grow(network: PartitionedNetwork, stage: Stage, depth: int, train: Split) -> Stage:
-    """Attach the next blocks to the network that was judged, and take the optimizer's memory along."""
-    # Training goes on from the averaged weights. A new block whose residual branch starts at zero and whose shapes
-    # agree leaves the function as it was, and so does its head, copied where the widths match.
-    stage.prefix.load_state_dict(stage.averaged.state_dict())
-    old_head, new_head = stage.prefix.head, network.heads[depth - 1]
+def _attach(
+    network: PartitionedNetwork,
+    old_depth: int,
+    depth: int,
+    training: TrainConfig,
+    train: Split,
+    previous: Stage | None = None,
+) -> Stage:
+    """Move to another depth with what was learnt: blocks are shared, the head and the optimizer's memory follow."""
+    # A new block whose residual branch starts at zero and whose shapes agree leaves the function as it was, and so
+    # does its head, copied where the widths match.
+    old_head, new_head = network.heads[old_depth - 1], network.heads[depth - 1]
     same_as: dict[nn.Parameter, nn.Parameter] = {}
     if _shapes(old_head) == _shapes(new_head):
         new_head.load_state_dict(old_head.state_dict())
         same_as = dict(zip(new_head.parameters(), old_head.parameters(), strict=True))
-    prefix = network.prefix(depth)
-    return Stage(prefix, stage.config, train, previous=stage, same_as=same_as)
+    return Stage(network.prefix(depth), training, train, previous=previous, same_as=same_as)

@@ -19,14 +19,14 @@ class Flags:
 
     Attributes:
         backbone: network to right-size; see odn backbones.
-        target: validation accuracy to reach, a fraction, e.g. 0.993.
+        target: validation accuracy to reach, a fraction, e.g. 0.993; auto finds what the data give.
         data_dir: folder of the named datasets [default: $ODN_DATA_DIR, else data].
         run: directory that receives everything [default: runs/DATASET].
         seed: of the split, the weights, the order of samples and the augmentation [default: 0].
-        epochs_per_depth: hard cap on the epochs at one depth, before a cool-down [default: 30].
+        epochs_per_depth: hard cap on the epochs at one depth, before a cool-down [default: 16].
         finetune_epochs: epochs over which the extracted network is annealed [default: 15].
         train_limit: train on a stratified subset of so many images.
-        depths: the depths to try, e.g. 1,2,4,8 [default: every one].
+        depths: the depths that may be chosen, e.g. 1,2,4,8 [default: every one].
         confidence: demand that the lower Wilson bound reaches the target, e.g. 0.95.
         image_size: resize image files to so many pixels a side.
         skip_bad_files: leave out image files that cannot be read, and name them.
@@ -38,7 +38,7 @@ class Flags:
     """
 
     backbone: str | None = None
-    target: float | None = None
+    target: float | Literal["auto"] | None = None
     data_dir: Path | None = None
     run: Path | None = None
     seed: int | None = None
@@ -67,10 +67,12 @@ class Flags:
         Raises:
             UsageError: when they do not fit together.
         """
-        from odn.config import read_run_config
+        from odn.config import check_target, read_run_config
         from odn.defaults import complete
         from odn.tables import read_toml, to_table
 
+        if isinstance(self.target, float):
+            check_target(self.target)
         recipe = read_toml(self.config) if self.config else {}
         dataset = dataset or recipe.get("dataset")
         if dataset is not None and not isinstance(dataset, str):
@@ -91,7 +93,7 @@ class Flags:
             },
             "train": {"precision": self.precision},
             "expand": {
-                "target_accuracy": self.target,
+                "target_accuracy": 0.0 if self.target == "auto" else self.target,
                 "epochs_per_depth": self.epochs_per_depth,
                 "depths": _depths(self.depths),
                 "confidence": self.confidence,

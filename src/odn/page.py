@@ -7,7 +7,7 @@ from html import escape
 from string import Template
 from typing import Any, Literal
 
-from odn.records import EpochRecord
+from odn.records import PHASE_NAMES, EpochRecord
 from odn.stopping import wilson_interval
 
 _BLUE, _ORANGE, _GREEN, _GRAY = "#1f5fa8", "#c85a11", "#2c7a3f", "#777777"
@@ -200,7 +200,9 @@ def _timeline(records: Sequence[EpochRecord], target: float | None) -> str:
         axis.plot([i + 1 for i in stage], [records[i].valid_accuracy for i in stage], marker=".", color=color)
         if number:
             axis.axvline(stage[0] + 0.5, color="#cccccc", linewidth=0.8)
-        label = {"expand": f"depth {first.depth}", "cooldown": "cool-down", "finetune": "fine-tune"}[first.phase]
+        label = {"expand": f"depth {first.depth}", "lookback": f"back to {first.depth}"}.get(
+            first.phase, PHASE_NAMES[first.phase]
+        )
         axis.annotate(
             label,
             ((stage[0] + stage[-1]) / 2 + 1, 1.01),

@@ -13,8 +13,14 @@ from odn.errors import OdnError, UsageError
 from odn.files import explain, write_atomically
 from odn.tables import from_table
 
-Phase = Literal["expand", "cooldown", "finetune"]
+Phase = Literal["expand", "cooldown", "lookback", "finetune"]
 Verb = Literal["expand", "finetune"]
+PHASE_NAMES: dict[Phase, str] = {
+    "expand": "grow",
+    "cooldown": "cool down",
+    "lookback": "look back",
+    "finetune": "fine-tune",
+}
 
 
 class StopReason(StrEnum):
@@ -22,6 +28,7 @@ class StopReason(StrEnum):
 
     TARGET_REACHED = "target_reached"
     PLATEAU = "plateau"
+    HOPELESS = "hopeless"
     EPOCH_BUDGET = "epoch_budget"
     NON_FINITE = "non_finite"
 
@@ -32,7 +39,7 @@ class EpochRecord:
 
     Attributes:
         phase: expansion at a constant learning rate, expansion annealing a depth that almost reached the target,
-            or fine-tuning.
+            looking back from a depth that holds the target at a shallower one, or fine-tuning.
         depth: number of blocks of the trained prefix, from 1.
         epoch: epoch within this phase and depth, from 1.
         learning_rate: at the end of the epoch.

@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Generator, Sequence
+from collections.abc import Generator
 from pathlib import Path
 from typing import Protocol, TypeVar
 
@@ -14,10 +14,11 @@ from odn.config import RunConfig, read_run_config, to_toml
 from odn.data import Data, DataSpec, load_data
 from odn.engine import finish
 from odn.errors import OdnError, UsageError
-from odn.expansion import ExpandResult, expand_epochs, expand_result, kept_name, next_step, plan_depths
+from odn.expansion import expand_epochs, kept_name
 from odn.extraction import FinetuneResult, finetune_epochs
 from odn.files import new_directory, remove, write_atomically
 from odn.network import Prefix, build_network, partition
+from odn.planning import ExpandResult, expand_result, next_step, plan_depths
 from odn.records import EpochRecord, read_history
 from odn.reporting import Report, report
 from odn.storage import load_network, save_network
@@ -82,14 +83,14 @@ def _expand(config: RunConfig, path: Path, *, force: bool, resume: bool, watch: 
     find_backbone(config.backbone, config.width)
     data = _load_data(config)
     network = partition(config.backbone, data.spec, width=config.width, seed=config.seed)
-    plan_depths(config.expand, network.max_depth)
+    depths = plan_depths(config.expand, network.max_depth)
     if resume:
         _check_data(path, data)
     else:
         _create(config, data, path)
     reuse_freed_memory()
     checkpoints = Checkpoints("expand", path, resume=resume)
-    if not _finished(checkpoints.records, config, network.max_depth):
+    if next_step(checkpoints.records, depths, config.expand) is not None:
         _clear_after(path, None)
         watch(
             expand_epochs(
@@ -102,7 +103,7 @@ def _expand(config: RunConfig, path: Path, *, force: bool, resume: bool, watch: 
                 checkpoints=checkpoints,
             )
         )
-    return data, expand_result(checkpoints.records)
+    return data, expand_result(checkpoints.records, depths, config.expand)
 
 
 def extract_run(path: Path, depth: int | None = None) -> Prefix:
@@ -123,9 +124,10 @@ def extract_run(path: Path, depth: int | None = None) -> Prefix:
     records = [record for record in read_history(path / "history.jsonl") if record.verb == "expand"]
     if depth is None:
         full = build_network(config.backbone, data.input_shape, len(data.classes), width=config.width, device="meta")
-        if not _finished(records, config, full.max_depth):
+        depths = plan_depths(config.expand, full.max_depth)
+        if next_step(records, depths, config.expand) is not None:
             raise OdnError(f"expansion of {path} has not finished; continue it with: odn run --run {path} --resume")
-        depth = expand_result(records).depth
+        depth = expand_result(records, depths, config.expand).depth
     tried = sorted({record.depth for record in records})
     if depth not in tried:
         raise UsageError(f"depth {depth} was not trained; allowed: {', '.join(map(str, tried)) or 'none yet'}")
@@ -245,10 +247,6 @@ def _read_data_spec(path: Path) -> DataSpec:
 def _check_data(path: Path, data: Data) -> None:
     if _read_data_spec(path) != data.spec:
         raise OdnError(f"{data.spec.name} is not the data that {path} was started with; restore it, or use --force")
-
-
-def _finished(records: Sequence[EpochRecord], config: RunConfig, max_depth: int) -> bool:
-    return next_step(records, plan_depths(config.expand, max_depth), config.expand) is None
 
 
 def _check_directory(config: RunConfig, path: Path, *, force: bool, resume: bool) -> None:

@@ -1,12 +1,13 @@
 """When a depth is done: a pure function of the records so far, and the interval it may rest on."""
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from itertools import groupby, takewhile
 from statistics import NormalDist
 
 from odn.config import ExpandConfig
-from odn.records import EpochRecord, StopReason
+from odn.records import EpochRecord, Phase, StopReason
 
 
 def wilson_interval(correct: int, count: int, confidence: float = 0.95) -> tuple[float, float]:
@@ -38,6 +39,8 @@ def meets_target(correct: int, count: int, config: ExpandConfig) -> bool:
     Returns:
         True when the accuracy, or with ``config.confidence`` its lower Wilson bound, is at the target or above.
     """
+    if not config.target_accuracy:
+        return False
     if config.confidence:
         return wilson_interval(correct, count, config.confidence)[0] >= config.target_accuracy
     return correct / count >= config.target_accuracy
@@ -76,7 +79,81 @@ def almost_reached(records: Sequence[EpochRecord], config: ExpandConfig) -> bool
         True when the best error is at most ``config.reach`` times the target's.
     """
     error = 1 - max(record.valid_accuracy for record in records)
-    return config.cooldown_epochs > 0 and error <= config.reach * (1 - config.target_accuracy)
+    worthwhile = config.cooldown_epochs > 0 and config.target_accuracy > 0
+    return worthwhile and error <= config.reach * (1 - config.target_accuracy)
+
+
+def epochs_of(phase: Phase, config: ExpandConfig) -> int:
+    """Return the most epochs that a phase of expansion may take at one depth.
+
+    Args:
+        phase: ``expand``, ``cooldown`` or ``lookback``.
+        config: the caps.
+
+    Returns:
+        Number of epochs.
+    """
+    if phase == "expand":
+        return config.epochs_per_depth
+    return config.cooldown_epochs if phase == "cooldown" else config.lookback_epochs
+
+
+def settle_target(records: Sequence[EpochRecord], deepest: int, config: ExpandConfig) -> ExpandConfig:
+    """Fill in an automatic target once growing has shown what the data give.
+
+    Growing is over when the last two depths each gained less than one standard error over the best before them, or
+    when nothing deeper is planned. The target is then the best accuracy seen less ``config.within``.
+
+    Args:
+        records: of the expansion, oldest first.
+        deepest: depth of the plan.
+        config: the target; 0 stands for an automatic one.
+
+    Returns:
+        The settings with the target filled in, or as they were where it is given or not yet known.
+    """
+    if config.target_accuracy:
+        return config
+    growing = [record for record in records if record.phase == "expand"]
+    best: EpochRecord | None = None
+    idle = 0
+    for _, group in groupby(growing, key=lambda record: record.depth):
+        epochs = list(group)
+        if epochs[-1].stop is None:
+            return config
+        top = max(epochs, key=lambda record: record.valid_correct)
+        if best is not None:
+            error = math.sqrt(best.valid_accuracy * (1 - best.valid_accuracy) / best.valid_count)
+            idle = idle + 1 if top.valid_accuracy - best.valid_accuracy < error else 0
+        best = top if best is None else max(best, top, key=lambda record: record.valid_correct)
+    if best is None or (idle < 2 and growing[-1].depth < deepest):
+        return config
+    return dataclasses.replace(config, target_accuracy=best.valid_accuracy - config.within)
+
+
+def hopeless(records: Sequence[EpochRecord], config: ExpandConfig) -> bool:
+    """Tell whether a depth will not come near the target within its budget of epochs.
+
+    Accuracy is extrapolated along the logarithm of the epochs: once a doubling of the training brought no more than
+    the one before, the next will not bring more either.
+
+    Args:
+        records: of that depth at a constant learning rate.
+        config: target, budget, and how far from the target annealing reaches.
+
+    Returns:
+        True when the extrapolated error is beyond ``config.reach`` times the target's.
+    """
+    count = len(records)
+    if count < 8 or not config.target_accuracy:
+        return False  # at first learning curves may still steepen
+    accuracies = [record.valid_accuracy for record in records]
+    first, second, third = (max(accuracies[: count // part]) for part in (4, 2, 1))
+    if third - second > second - first:
+        return False
+    gain = (third - second) / math.log2(count / (count // 2))
+    predicted = third + gain * math.log2(config.epochs_per_depth / count)
+    return 1 - predicted > config.reach * (1 - config.target_accuracy)
 
 
 def decide(records: Sequence[EpochRecord], config: ExpandConfig) -> StopReason | None:
@@ -98,10 +175,12 @@ def decide(records: Sequence[EpochRecord], config: ExpandConfig) -> StopReason |
     met = [meets_target(record.valid_correct, record.valid_count, config) for record in stage]
     if len(met) >= config.confirmations and all(met[-config.confirmations :]):
         return StopReason.TARGET_REACHED
-    if len(stage) >= (config.cooldown_epochs if last.phase == "cooldown" else config.epochs_per_depth):
+    if len(stage) >= epochs_of(last.phase, config):
         return StopReason.EPOCH_BUDGET
-    if last.phase == "cooldown":
+    if last.phase != "expand":
         return None
+    if hopeless(stage, config):
+        return StopReason.HOPELESS
     # An evaluation that meets the target is waiting for its confirmation: growing now would waste it.
     if len(stage) > config.patience and not met[-1]:
         before = max(record.valid_accuracy for record in stage[: -config.patience])

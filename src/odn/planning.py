@@ -1,0 +1,133 @@
+"""What to train next, and what came of it: pure functions of the records, so that resuming needs no other state.
+
+Depths are doubled until one holds the target, then the search bisects back. No torch here.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from odn.config import ExpandConfig
+from odn.errors import UsageError
+from odn.records import EpochRecord, Phase, StopReason
+from odn.stopping import almost_reached, settle_target
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExpandResult:
+    """What expansion found.
+
+    Attributes:
+        depth: the depth kept: the shallowest one tried that holds the target, or, where none does, the one with the
+            best validation accuracy.
+        reached: whether the target was reached and confirmed.
+        target_accuracy: the target, or with an automatic one what it came to be.
+        valid_accuracy: of the averaged weights kept for that depth, a fraction.
+        records: every epoch, oldest first.
+    """
+
+    depth: int
+    reached: bool
+    target_accuracy: float
+    valid_accuracy: float
+    records: tuple[EpochRecord, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """What to train next.
+
+    Attributes:
+        phase: of training.
+        depth: of the prefix.
+        source: for looking back, the deeper network from whose kept weights it starts.
+    """
+
+    phase: Phase
+    depth: int
+    source: int | None = None
+
+
+def plan_depths(config: ExpandConfig, max_depth: int) -> list[int]:
+    """List the depths that may be chosen.
+
+    Args:
+        config: may name them.
+        max_depth: of the backbone.
+
+    Returns:
+        Ascending depths.
+
+    Raises:
+        UsageError: when the backbone has no such depth.
+    """
+    if config.depths and config.depths[-1] > max_depth:
+        raise UsageError(f"depth {config.depths[-1]} is in the plan; allowed: 1 to {max_depth} for this backbone")
+    return list(config.depths) or list(range(1, max_depth + 1))
+
+
+def next_step(records: Sequence[EpochRecord], depths: Sequence[int], config: ExpandConfig) -> Step | None:
+    """Say what to train next.
+
+    Growing doubles the number of planned depths passed: 1, 2, 4, 8 and so on, the deepest last. As soon as one holds
+    the target, the search bisects between it and the deepest one that did not.
+
+    Args:
+        records: of the expansion, oldest first.
+        depths: the plan, ascending.
+        config: targets, and when to anneal or look back.
+
+    Returns:
+        The step, or None when expansion is over.
+    """
+    if not records:
+        return Step(phase="expand", depth=depths[0])
+    last = records[-1]
+    auto, config = not config.target_accuracy, settle_target(records, depths[-1], config)
+    if last.stop is None:
+        return Step(phase=last.phase, depth=last.depth)
+    holding = _holding(records, config, auto=auto)
+    at_depth = [record for record in records if record.depth == last.depth]
+    if not holding and last.phase == "expand" and almost_reached(at_depth, config):
+        return Step(phase="cooldown", depth=last.depth)
+    if not holding:
+        grown = depths.index(max(record.depth for record in records)) + 1
+        return Step(phase="expand", depth=depths[min(2 * grown, len(depths)) - 1]) if grown < len(depths) else None
+    deep = min(holding)
+    shallow = max((record.depth for record in records if record.depth < deep), default=0)
+    between = [depth for depth in depths if shallow < depth < deep]
+    if not between or not config.lookback_epochs:
+        return None
+    return Step(phase="lookback", depth=between[(len(between) - 1) // 2], source=deep)
+
+
+def _holding(records: Sequence[EpochRecord], config: ExpandConfig, *, auto: bool) -> set[int]:
+    """Depths that hold the target: confirmed, or with an automatic target the accuracy it was derived from."""
+    reached = {record.depth for record in records if record.stop == StopReason.TARGET_REACHED}
+    if auto and config.target_accuracy:
+        reached |= {record.depth for record in records if record.valid_accuracy >= config.target_accuracy}
+    return reached
+
+
+def expand_result(records: Sequence[EpochRecord], depths: Sequence[int], config: ExpandConfig) -> ExpandResult:
+    """Read the outcome of an expansion from its records.
+
+    Args:
+        records: of the expansion, oldest first, one or more.
+        depths: the plan, ascending.
+        config: the target.
+
+    Returns:
+        The chosen depth and how it was found.
+    """
+    settled = settle_target(records, depths[-1], config)
+    holding = _holding(records, settled, auto=not config.target_accuracy)
+    candidates = [record for record in records if record.depth == min(holding)] if holding else records
+    # max() keeps the first of equals: the shallowest depth.
+    best = max(candidates, key=lambda record: record.valid_correct)
+    return ExpandResult(
+        depth=best.depth,
+        reached=bool(holding),
+        target_accuracy=settled.target_accuracy,
+        valid_accuracy=best.valid_accuracy,
+        records=tuple(records),
+    )
