@@ -42,7 +42,7 @@ def test_the_whole_line_on_digits(odn, tmp_path, recipe):
     assert code == 0, err
     assert "resnet18_small on digits, target 0.9800 reached" in out
     assert str(run / "report.html") in out.replace("\n", "")
-    assert "epoch 1/16" in err
+    assert "grow  depth 1  epoch 1/18" in err
     report = json.loads((run / "report.json").read_text())
     assert report["reached"] is True
     assert report["networks"][1]["test_accuracy"] >= 0.975
@@ -343,7 +343,7 @@ def test_ctrl_c_leaves_a_run_that_resume_continues(odn, npz, tmp_path, recipe):
     with subprocess.Popen([sys.executable, "-m", "odn", *common], stderr=subprocess.PIPE, text=True) as process:
         for line in process.stderr:
             seen.append(line)
-            if "epoch 3/16" in line:
+            if "epoch 3/" in line:
                 process.send_signal(signal.SIGINT)
                 break
         rest = process.stderr.read()
@@ -354,8 +354,8 @@ def test_ctrl_c_leaves_a_run_that_resume_continues(odn, npz, tmp_path, recipe):
     assert "Traceback" not in rest
     code, _, err = odn(*common, "--resume")
     assert code in (0, 3), err
-    assert "grow  depth 1  epoch 3/16" not in err
-    assert re.search(r"grow  depth 1  epoch [45]/16", err)
+    assert "grow  depth 1  epoch 3/" not in err
+    assert re.search(r"grow  depth 1  epoch [45]/", err)
     whole = tmp_path / "whole"
     assert odn(*common[:-1], whole)[0] == code
     reports = [json.loads((path / "report.json").read_text()) for path in (tmp_path / "run", whole)]

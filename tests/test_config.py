@@ -3,9 +3,10 @@ import tomllib
 
 import pytest
 
-from odn.config import ExpandConfig, RunConfig, TrainConfig, read_run_config, to_toml
+from odn.config import ExpandConfig, TrainConfig
 from odn.defaults import DATASETS, complete
 from odn.errors import OdnError, UsageError
+from odn.recipe import RunConfig, read_run_config, to_toml
 from odn.tables import from_table, to_table
 
 CONFIG = RunConfig(

@@ -6,8 +6,8 @@ import tomllib
 import torch
 
 from conftest import ROOT
-from odn.config import RunConfig
 from odn.defaults import complete
+from odn.recipe import RunConfig
 from odn.tables import from_table, to_table
 
 

@@ -1,4 +1,5 @@
 import dataclasses
+import math
 
 import pytest
 import torch
@@ -6,15 +7,9 @@ from torch import nn
 
 from conftest import tiny_data
 from odn.config import TrainConfig
-from odn.engine import (
-    Stage,
-    batch_size_for,
-    evaluate,
-    recalibrate,
-    resolve_precision,
-    train_epochs,
-)
+from odn.engine import Progress, evaluate, recalibrate, train_epochs
 from odn.schedules import anneal, constant_after_warmup, cool_down
+from odn.stage import Stage, batch_size_for, resolve_precision
 from test_network import by_hand
 
 DATA = tiny_data()
@@ -26,11 +21,18 @@ def stage(**changes: object) -> Stage:
     return Stage(by_hand().prefix(1), dataclasses.replace(TRAINING, **changes), DATA.train)
 
 
-def epochs(stage: Stage, count: int, *, seed: int = 0, first: int = 1) -> list:
+def epochs(stage: Stage, count: int, *, seed: int = 0, pause_seconds: float = math.inf) -> list:
     schedule = constant_after_warmup(1.0)
     return list(
         train_epochs(
-            stage, DATA.train, DATA.valid, phase="expand", schedule=schedule, epochs=count, seed=seed, first_epoch=first
+            stage,
+            DATA.train,
+            DATA.valid,
+            phase="expand",
+            schedule=schedule,
+            epochs=count,
+            seed=seed,
+            pause_seconds=pause_seconds,
         )
     )
 
@@ -50,6 +52,14 @@ def test_the_same_seed_gives_the_same_weights_and_another_does_not():
     weights = [s.averaged.stem.weight for s in (first, second, other)]
     assert torch.equal(weights[0], weights[1])
     assert not torch.equal(weights[0], weights[2])
+
+
+def test_long_epochs_say_how_far_they_have_come():
+    first, second = epochs(stage(), 1), epochs(stage(), 1, pause_seconds=0.0)
+    assert all(isinstance(item, Progress) for item in second[:-1])
+    assert [item.batches for item in second[:-1]] == list(range(1, 13))
+    assert second[-2].loss_sum / 192 == pytest.approx(second[-1].train_loss)
+    assert dataclasses.replace(second[-1], seconds=0.0) == dataclasses.replace(first[-1], seconds=0.0)
 
 
 def test_training_leaves_the_callers_random_state_alone():

@@ -6,13 +6,14 @@ import torch
 from conftest import tiny_data
 from odn.checkpoint import Checkpoints
 from odn.config import ExpandConfig, FinetuneConfig, TrainConfig
-from odn.engine import Stage, finish, train_epochs
-from odn.errors import OdnError, UsageError
+from odn.engine import finish, train_epochs
+from odn.errors import UsageError
 from odn.expansion import _attach, expand, expand_epochs
 from odn.extraction import extract, finetune, finetune_epochs
 from odn.network import PartitionedNetwork, partition
 from odn.planning import expand_result
 from odn.records import StopReason, read_history
+from odn.stage import Stage
 from test_network import by_hand
 
 DATA = tiny_data()
@@ -125,7 +126,7 @@ def test_looking_back_starts_from_the_weights_of_the_deeper_network_that_holds_t
         starts[options["phase"], stage.prefix.depth] = state(stage.prefix)
         return train_epochs(stage, *arguments, **options)
 
-    monkeypatch.setattr("odn.expansion.train_epochs", watched)
+    monkeypatch.setattr("odn.durable.train_epochs", watched)
     checkpoints = Checkpoints("expand")
     grown = network()
     epochs = expand_epochs(grown, DATA.train, DATA.valid, config=LOOKING_BACK, training=FAST, checkpoints=checkpoints)
@@ -151,14 +152,6 @@ def test_without_a_target_the_shallowest_depth_near_the_best_is_kept():
 def test_a_target_that_is_no_fraction_is_refused(target):
     with pytest.raises(UsageError, match="allowed: a fraction above 0 and at most 1"):
         expand(network(), DATA.train, DATA.valid, target_accuracy=target)
-
-
-def test_a_loss_that_is_not_finite_stops_with_the_cause():
-    explosive = dataclasses.replace(TRAINING, learning_rate=1e30, warmup_epochs=0.0)
-    with pytest.raises(
-        OdnError, match="the loss became infinite or NaN at depth 1, epoch 1 of expand; lower train.learning_rate"
-    ):
-        expand(network(), DATA.train, DATA.valid, config=UNREACHABLE, training=explosive)
 
 
 def state(module: torch.nn.Module) -> dict[str, torch.Tensor]:
@@ -218,13 +211,6 @@ def test_a_record_without_its_state_is_trained_again(tmp_path):
     history = tmp_path / "history.jsonl"
     history.write_text(history.read_text() + history.read_text().splitlines()[-1] + "\n")
     assert len(Checkpoints("expand", tmp_path, resume=True).records) == 2
-
-
-def test_a_damaged_state_is_explained(tmp_path):
-    finished_run(tmp_path)
-    (tmp_path / "checkpoints" / "expand.safetensors").write_bytes(b"junk")
-    with pytest.raises(OdnError, match=r"expand\.safetensors is damaged .*start anew with --force"):
-        Checkpoints("expand", tmp_path, resume=True)
 
 
 def test_the_outcome_is_read_from_the_records():

@@ -12,9 +12,13 @@ from odn.network import NetworkSpec, PartitionedNetwork, partition
 SPEC = NetworkSpec(backbone="cifar_resnet20", input_shape=(1, 8, 8), classes=3, depth=2)
 
 
-def by_hand(depth: int = 3) -> PartitionedNetwork:
-    """Blocks of two shapes, built without any registry."""
-    blocks = [nn.Sequential(nn.Conv2d(4, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU()) for _ in range(depth)]
+def by_hand(depth: int = 3, *, norm: bool = True) -> PartitionedNetwork:
+    """A chain built without any registry."""
+
+    def block() -> nn.Module:
+        return nn.Sequential(nn.Conv2d(4, 4, 3, padding=1), nn.BatchNorm2d(4) if norm else nn.Identity(), nn.ReLU())
+
+    blocks = [block() for _ in range(depth)]
     return PartitionedNetwork(nn.Conv2d(1, 4, 3, padding=1), blocks, [Head(4, 3) for _ in range(depth)])
 
 

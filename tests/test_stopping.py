@@ -10,6 +10,7 @@ from odn.errors import UsageError
 from odn.records import EpochRecord, StopReason
 from odn.stopping import (
     almost_reached,
+    cap_of,
     confirmed,
     decide,
     hopeless,
@@ -19,11 +20,13 @@ from odn.stopping import (
 )
 
 
-def records(accuracies: list[int], *, depth: int = 1, count: int = 1000, loss: float | None = 0.5) -> list[EpochRecord]:
+def records(
+    accuracies: list[int], *, depth: int = 1, count: int = 1000, cap: int = 10, loss: float | None = 0.5
+) -> list[EpochRecord]:
     return [
         EpochRecord(
-            phase="expand", depth=depth, epoch=epoch, learning_rate=0.1, train_loss=loss, valid_correct=correct,
-            valid_count=count, train_samples=1, evaluated_samples=1, seconds=0.0,
+            phase="expand", depth=depth, epoch=epoch, cap=cap, learning_rate=0.1, train_loss=loss,
+            valid_correct=correct, valid_count=count, train_samples=1, evaluated_samples=1, seconds=0.0,
         )
         for epoch, correct in enumerate(accuracies, 1)
     ]  # fmt: skip
@@ -84,7 +87,7 @@ def test_a_cooldown_ends_with_the_target_or_its_budget_and_never_with_a_plateau(
     config = dataclasses.replace(CONFIG, cooldown_epochs=5)
 
     def cooling(accuracies):
-        return [dataclasses.replace(record, phase="cooldown") for record in records(accuracies)]
+        return [dataclasses.replace(record, phase="cooldown") for record in records(accuracies, cap=5)]
 
     assert decide(cooling([980] * 4), config) is None
     assert decide(cooling([980] * 5), config) == StopReason.EPOCH_BUDGET
@@ -129,18 +132,25 @@ def test_targets_that_are_no_fractions_are_refused(target):
 
 
 def test_a_depth_is_hopeless_when_extrapolation_ends_short_of_the_target():
-    config = dataclasses.replace(CONFIG, epochs_per_depth=16, reach=1.25, patience=20)
+    config = dataclasses.replace(CONFIG, reach=1.25, patience=20)
     # 0.02 for each doubling: 0.80 after 16 epochs; with reach a target of 0.83 is within sight, one of 0.85 is not.
-    curve = records([700, 720, 730, 740, 745, 750, 755, 760])
+    curve = records([700, 720, 730, 740, 745, 750, 755, 760], cap=16)
     assert not hopeless(curve, dataclasses.replace(config, target_accuracy=0.82))
     assert hopeless(curve, dataclasses.replace(config, target_accuracy=0.83))
     assert decide(curve, dataclasses.replace(config, target_accuracy=0.83)) == StopReason.HOPELESS
     assert decide(curve[:7], dataclasses.replace(config, target_accuracy=0.83)) is None
 
 
+@pytest.mark.parametrize(("steps", "cap"), [(211, 16), (78, 17), (43, 30), (5, 64)])
+def test_small_datasets_get_more_epochs_of_growing(steps, cap):
+    assert cap_of("expand", ExpandConfig(), steps) == cap
+    assert cap_of("expand", ExpandConfig(epochs_per_depth=3), steps) == 3
+    assert cap_of("cooldown", ExpandConfig(cooldown_epochs=7), steps) == 7
+    assert cap_of("lookback", ExpandConfig(lookback_epochs=9), steps) == 9
+
+
 def test_a_curve_that_still_steepens_is_never_hopeless():
-    config = dataclasses.replace(CONFIG, epochs_per_depth=16)
-    assert not hopeless(records([100, 101, 102, 103, 110, 120, 130, 140]), config)
+    assert not hopeless(records([100, 101, 102, 103, 110, 120, 130, 140], cap=16), CONFIG)
 
 
 def grown(*depths: tuple[int, list[int]]) -> list[EpochRecord]:

@@ -1,46 +1,64 @@
 """What a run needs to go on after an interruption: its records, the newest training state, the best weights."""
 
+import dataclasses
+import hashlib
 import json
+import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import final
 
 import safetensors
 import torch
-from safetensors.torch import load_file, save
+from safetensors.torch import save
 from torch import Tensor
 
-from odn.engine import Stage
+from odn.engine import Progress
 from odn.errors import OdnError, UsageError
 from odn.files import remove, write_atomically
 from odn.network import Prefix, weights_of
-from odn.records import EpochRecord, Verb, append_history, read_history, write_history
+from odn.records import EpochRecord, Phase, Verb, append_history, read_history, write_history
+from odn.stage import Stage
 from odn.storage import load_network, save_network
 from odn.tables import from_table
 
-SCHEMA = 1
+SCHEMA = 2
+_log = logging.getLogger("odn")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Position:
-    """Where the newest saved training state stands.
+    """Where a saved training state stands.
 
     Attributes:
+        phase: of training.
         depth: of the prefix in training.
-        epoch: the epoch completed last, within its phase and depth.
-        step: optimizer steps taken at this depth.
+        epoch: the epoch that is going on or comes next, within its phase and depth.
+        batches: batches of that epoch that are done.
+        loss_sum: over their samples.
+        seconds: spent on them.
+        step: optimizer steps taken by this stage.
+        rate_factor: on the learning rate, lowered when training diverged.
         records: records of this verb written up to there.
     """
 
+    phase: Phase
     depth: int
     epoch: int
+    batches: int
+    loss_sum: float
+    seconds: float
     step: int
+    rate_factor: float
     records: int
 
 
 @final
 class Checkpoints:
     """The memory of one verb of a run. Without a run directory it lasts as long as the process.
+
+    The two newest states are kept, each with a checksum: when the newest is damaged, the one before it is taken up.
 
     Args:
         verb: which step of the line trains; the records of others are left alone.
@@ -55,22 +73,30 @@ class Checkpoints:
         self.records: list[EpochRecord] = []
         self.position: Position | None = None
         self._verb, self._run = verb, run
+        self._tensors: dict[str, Tensor] = {}
         self._kept: dict[str, dict[str, Tensor]] = {}
         if run is None:
             return
         self._history, self._folder = run / "history.jsonl", run / "checkpoints"
-        self._state = self._folder / f"{verb}.safetensors"
+        self._states = [self._folder / f"{verb}.safetensors", self._folder / f"{verb}.previous.safetensors"]
         history = read_history(self._history)
-        if resume and self._state.is_file():
-            self.position = _read_position(self._state)
+        if resume and any(path.is_file() for path in self._states):
+            self.position, self._tensors = _newest_state(self._states)
             # A record without its state is trained again, so it is dropped here.
             self.records = [record for record in history if record.verb == verb][: self.position.records]
             if len(self.records) < self.position.records:
-                raise OdnError(f"{self._history} is shorter than {self._state} says; start anew with --force")
+                raise OdnError(f"{self._history} is shorter than {self._states[0]} says; start anew with --force")
         else:
-            remove(self._state)
+            for path in self._states:
+                remove(path)
         others = [record for record in history if record.verb != verb]
         write_history(self._history, sorted([*others, *self.records], key=lambda record: record.verb == "finetune"))
+
+    @property
+    def progress(self) -> Progress:
+        """Where the newest saved state stands within its phase."""
+        assert self.position is not None
+        return Progress(**{field.name: getattr(self.position, field.name) for field in dataclasses.fields(Progress)})
 
     def commit(self, record: EpochRecord, stage: Stage) -> None:
         """Remember an epoch: its record first, then the state that follows it.
@@ -81,20 +107,39 @@ class Checkpoints:
         """
         assert record.verb == self._verb
         self.records.append(record)
+        if self._run is not None:
+            append_history(self._history, record)
+        self.save(record.phase, Progress(epoch=record.epoch + 1), stage)
+
+    def save(self, phase: Phase, progress: Progress, stage: Stage) -> None:
+        """Remember the state of training.
+
+        Args:
+            phase: of training.
+            progress: where it stands within the phase.
+            stage: the training.
+        """
+        self.position = Position(
+            phase=phase,
+            depth=stage.prefix.depth,
+            step=stage.step,
+            rate_factor=stage.rate_factor,
+            records=len(self.records),
+            **dataclasses.asdict(progress),
+        )
+        self._tensors = _state_of(stage)
         if self._run is None:
             return
-        append_history(self._history, record)
-        position = {
-            "schema": SCHEMA,
-            "depth": record.depth,
-            "epoch": record.epoch,
-            "step": stage.step,
-            "records": len(self.records),
-        }
-        write_atomically(self._state, save(_state_of(stage), metadata={"odn": json.dumps(position)}))
+        table = {"schema": SCHEMA, **dataclasses.asdict(self.position)}
+        text = json.dumps(table)
+        content = save(self._tensors, metadata={"odn": text, "sha256": _digest(text, self._tensors)})
+        newest, previous = self._states
+        if newest.is_file():
+            newest.replace(previous)
+        write_atomically(newest, content)
 
     def restore(self, stage: Stage) -> None:
-        """Load the newest saved state into a fresh stage of the same depth.
+        """Load the newest saved state into a stage of the same depth.
 
         Args:
             stage: the stage to fill.
@@ -103,22 +148,23 @@ class Checkpoints:
             OdnError: when the saved state does not fit.
         """
         assert self.position is not None
+        tensors = self._tensors
         try:
-            tensors = load_file(self._state)
             _fill(stage.prefix, tensors, "network")
             _fill(stage.averaged, tensors, "averaged")
-        except (safetensors.SafetensorError, KeyError, RuntimeError, OSError) as error:
-            raise OdnError(f"cannot resume from {self._state} ({error}); start anew with --force") from error
+        except (KeyError, RuntimeError) as error:
+            raise OdnError(f"cannot resume {self._run} ({error}); start anew with --force") from error
         for name, parameter in stage.prefix.named_parameters():
             prefix = f"optimizer/{name}/"
             found = {key.removeprefix(prefix): t for key, t in tensors.items() if key.startswith(prefix)}
+            stage.optimizer.state.pop(parameter, None)
             if found:
                 # A copy into the parameter's own memory layout keeps later sums bit-identical.
                 stage.optimizer.state[parameter] = {
                     key: torch.empty_like(parameter).copy_(t) if t.shape == parameter.shape else t
                     for key, t in found.items()
                 }
-        stage.step = self.position.step
+        stage.step, stage.rate_factor = self.position.step, self.position.rate_factor
         stage.ema.n_averaged.fill_(stage.step)
 
     def keep(self, name: str, network: Prefix) -> None:
@@ -144,22 +190,48 @@ class Checkpoints:
         network.load_state_dict(kept)
 
 
-def _read_position(path: Path) -> Position:
+def _newest_state(paths: Sequence[Path]) -> tuple[Position, dict[str, Tensor]]:
+    """Read the newest state that is sound."""
+    problems = []
+    for path in paths:
+        try:
+            state = _read_state(path)
+        except FileNotFoundError:
+            continue
+        except OdnError as error:
+            problems.append(str(error))
+            continue
+        if problems:
+            _log.warning("%s; going on from the state before it", problems[0])
+        return state
+    raise OdnError(f"{problems[0] if problems else f'{paths[0]} is missing'}; start anew with --force")
+
+
+def _read_state(path: Path) -> tuple[Position, dict[str, Tensor]]:
     try:
         with safetensors.safe_open(path, "pt") as file:
-            table = json.loads(file.metadata()["odn"])
+            metadata = file.metadata() or {}
+            text = metadata["odn"]
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        table = json.loads(text)
         if table["schema"] != SCHEMA:
-            raise OdnError(f"{path} has schema {table['schema']}; this odn reads {SCHEMA}; start anew with --force")
-        return from_table(Position, {key: value for key, value in table.items() if key != "schema"})
-    except (
-        safetensors.SafetensorError,
-        OSError,
-        KeyError,
-        TypeError,
-        ValueError,
-        UsageError,
-    ) as error:
-        raise OdnError(f"{path} is damaged ({error}); start anew with --force") from error
+            raise OdnError(f"{path} has schema {table['schema']}; this odn reads {SCHEMA}")
+        if metadata["sha256"] != _digest(text, tensors):
+            raise OdnError(f"{path} is damaged (its checksum differs)")
+        return from_table(Position, {key: value for key, value in table.items() if key != "schema"}), tensors
+    except FileNotFoundError:
+        raise
+    except (safetensors.SafetensorError, OSError, KeyError, TypeError, ValueError, UsageError) as error:
+        raise OdnError(f"{path} is damaged ({error})") from error
+
+
+def _digest(text: str, tensors: dict[str, Tensor]) -> str:
+    sha = hashlib.sha256(text.encode())
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        sha.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        sha.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return sha.hexdigest()
 
 
 def _state_of(stage: Stage) -> dict[str, Tensor]:

@@ -15,8 +15,8 @@ from odn.errors import OdnError, UsageError
 from odn.flags import Flags
 
 if TYPE_CHECKING:
-    from odn.config import RunConfig
     from odn.display import Display
+    from odn.recipe import RunConfig
 
 DONE, FAILED, USAGE, TARGET_MISSED = 0, 1, 2, 3
 
@@ -106,7 +106,8 @@ def finetune_command(run: Path, /, *, epochs: int | None = None, resume: Switch 
         epochs: instead of the run's own setting.
         resume: continue an interrupted fine-tuning.
     """
-    from odn.config import FinetuneConfig, read_run_config
+    from odn.config import FinetuneConfig
+    from odn.recipe import read_run_config
     from odn.run import finetune_run
 
     config = read_run_config(run / "config.toml")

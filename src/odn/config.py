@@ -1,18 +1,23 @@
-"""Every setting of a run: frozen dataclasses and their checks. No torch here."""
+"""The settings of every step: frozen dataclasses and their checks. No torch here."""
 
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Literal
 
-import tomli_w
-
-from odn.errors import OdnError, UsageError
-from odn.tables import from_table, read_toml, to_table
+from odn.errors import UsageError
 
 Precision = Literal["auto", "fp32", "bf16"]
 
 
-def _require(condition: bool, message: str) -> None:
+def require(condition: bool, message: str) -> None:
+    """Refuse a setting.
+
+    Args:
+        condition: what has to hold.
+        message: what was given, what is allowed, the fix.
+
+    Raises:
+        UsageError: when it does not hold.
+    """
     if not condition:
         raise UsageError(message)
 
@@ -32,8 +37,8 @@ class AugmentConfig:
     flip: bool = False
 
     def __post_init__(self) -> None:
-        _require(0 <= self.shift <= 0.5, f"augment.shift is {self.shift}; allowed: 0 to 0.5 of the side")
-        _require(
+        require(0 <= self.shift <= 0.5, f"augment.shift is {self.shift}; allowed: 0 to 0.5 of the side")
+        require(
             0 <= self.rotate_degrees <= 180,
             f"augment.rotate_degrees is {self.rotate_degrees}; allowed: 0 to 180",
         )
@@ -64,18 +69,18 @@ class DataConfig:
     workers: int = 0
 
     def __post_init__(self) -> None:
-        _require(
+        require(
             0 <= self.valid_fraction <= 0.5,
             f"data.valid_fraction is {self.valid_fraction}; allowed: above 0 to 0.5, or 0 for the default",
         )
-        _require(
+        require(
             0 < self.test_fraction <= 0.5,
             f"data.test_fraction is {self.test_fraction}; allowed: above 0 to 0.5",
         )
         for name in ("train_limit", "resident_bytes", "workers"):
             value = getattr(self, name)
-            _require(value >= 0, f"data.{name} is {value}; allowed: 0 or more")
-        _require(0 <= self.image_size <= 4096, f"data.image_size is {self.image_size}; allowed: 1 to 4096 pixels")
+            require(value >= 0, f"data.{name} is {value}; allowed: 0 or more")
+        require(0 <= self.image_size <= 4096, f"data.image_size is {self.image_size}; allowed: 1 to 4096 pixels")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,6 +101,8 @@ class TrainConfig:
         recalibration_images: training images used to compute BatchNorm statistics for averaged weights.
         max_gradient_norm: gradients are clipped to this L2 norm; 0 does not clip.
         precision: ``bf16`` autocast, ``fp32``, or ``auto``: bf16 where the hardware computes it natively.
+        checkpoint_minutes: within an epoch that takes longer, the state is saved every so many minutes; after every
+            epoch it is saved anyway.
     """
 
     optimizer: Literal["sgd", "adamw"] = "sgd"
@@ -108,18 +115,23 @@ class TrainConfig:
     recalibration_images: int = 2048
     max_gradient_norm: float = 0.0
     precision: Precision = "auto"
+    checkpoint_minutes: float = 5.0
 
     def __post_init__(self) -> None:
+        require(
+            self.checkpoint_minutes > 0,
+            f"train.checkpoint_minutes is {self.checkpoint_minutes}; allowed: above 0, e.g. 5",
+        )
         for name in ("learning_rate", "batch_size", "warmup_epochs", "max_gradient_norm"):
             value = getattr(self, name)
-            _require(value >= 0, f"train.{name} is {value}; allowed: 0 or more")
-        _require(self.batch_size != 1, "train.batch_size is 1; BatchNorm needs 2 or more images per step")
-        _require(self.ema_epochs > 0, f"train.ema_epochs is {self.ema_epochs}; allowed: above 0")
-        _require(
+            require(value >= 0, f"train.{name} is {value}; allowed: 0 or more")
+        require(self.batch_size != 1, "train.batch_size is 1; BatchNorm needs 2 or more images per step")
+        require(self.ema_epochs > 0, f"train.ema_epochs is {self.ema_epochs}; allowed: above 0")
+        require(
             self.recalibration_images > 1,
             f"train.recalibration_images is {self.recalibration_images}; allowed: 2 or more",
         )
-        _require(
+        require(
             0 <= self.label_smoothing < 1,
             f"train.label_smoothing is {self.label_smoothing}; allowed: 0 to below 1",
         )
@@ -134,7 +146,8 @@ class ExpandConfig:
             best accuracy that growing reaches before two more depths gain nothing, less ``within``.
         within: how far below the best accuracy the shallowest network may stay with an automatic target.
         depths: the depths that may be chosen, ascending; empty means every depth from 1 to the full one.
-        epochs_per_depth: hard cap on the epochs at a constant learning rate at one depth; a cool-down may follow.
+        epochs_per_depth: hard cap on the epochs at a constant learning rate at one depth; a cool-down may follow. 0
+            means 16, or as many as 1,250 steps take where that is more, at most 64.
         confirmations: consecutive evaluations that must reach the target.
         confidence: when above 0, the lower Wilson bound at this confidence must reach the target, e.g. 0.95.
         patience: a depth has converged when so many epochs in a row brought no improvement.
@@ -149,7 +162,7 @@ class ExpandConfig:
     target_accuracy: float = 0.0
     within: float = 0.002
     depths: tuple[int, ...] = ()
-    epochs_per_depth: int = 16
+    epochs_per_depth: int = 0
     confirmations: int = 2
     confidence: float = 0.0
     patience: int = 4
@@ -161,27 +174,28 @@ class ExpandConfig:
     def __post_init__(self) -> None:
         if self.target_accuracy:
             check_target(self.target_accuracy)
-        _require(0 <= self.within < 1, f"expand.within is {self.within}; allowed: 0 to below 1, e.g. 0.002")
-        for name in ("epochs_per_depth", "confirmations", "patience"):
+        require(0 <= self.within < 1, f"expand.within is {self.within}; allowed: 0 to below 1, e.g. 0.002")
+        require(self.epochs_per_depth >= 0, f"expand.epochs_per_depth is {self.epochs_per_depth}; allowed: 0 or more")
+        for name in ("confirmations", "patience"):
             value = getattr(self, name)
-            _require(value >= 1, f"expand.{name} is {value}; allowed: 1 or more")
-        _require(self.reach >= 1, f"expand.reach is {self.reach}; allowed: 1 or more")
-        _require(
+            require(value >= 1, f"expand.{name} is {value}; allowed: 1 or more")
+        require(self.reach >= 1, f"expand.reach is {self.reach}; allowed: 1 or more")
+        require(
             0 <= self.confidence < 1,
             f"expand.confidence is {self.confidence}; allowed: above 0 and below 1, e.g. 0.95, or 0 for none",
         )
-        _require(
+        require(
             all(depth >= 1 for depth in self.depths) and list(self.depths) == sorted(set(self.depths)),
             f"expand.depths is {list(self.depths)}; allowed: ascending depths from 1, e.g. 1,2,4,8",
         )
-        _require(
-            self.confirmations <= self.epochs_per_depth,
-            f"expand.confirmations is {self.confirmations} but only {self.epochs_per_depth} epochs are allowed "
+        require(
+            self.confirmations <= (self.epochs_per_depth or 16),
+            f"expand.confirmations is {self.confirmations} but only {self.epochs_per_depth or 16} epochs are allowed "
             "per depth; lower the one or raise the other",
         )
         for name in ("cooldown_epochs", "lookback_epochs"):
             value = getattr(self, name)
-            _require(
+            require(
                 value == 0 or value >= self.confirmations,
                 f"expand.{name} is {value}; allowed: 0, or at least expand.confirmations, {self.confirmations}",
             )
@@ -198,7 +212,7 @@ class FinetuneConfig:
     epochs: int = 15
 
     def __post_init__(self) -> None:
-        _require(self.epochs >= 0, f"finetune.epochs is {self.epochs}; allowed: 0 or more")
+        require(self.epochs >= 0, f"finetune.epochs is {self.epochs}; allowed: 0 or more")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -214,40 +228,11 @@ class ReportConfig:
     latency_seconds: float = 0.5
 
     def __post_init__(self) -> None:
-        _require(
+        require(
             self.reference_epochs >= 1,
             f"report.reference_epochs is {self.reference_epochs}; allowed: 1 or more",
         )
-        _require(self.latency_seconds >= 0, f"report.latency_seconds is {self.latency_seconds}; allowed: 0 or more")
-
-
-@dataclass(frozen=True, kw_only=True)
-class RunConfig:
-    """One run, whole: what ``RUN/config.toml`` holds.
-
-    Attributes:
-        dataset: a name or a path.
-        data_dir: where named datasets lie or are downloaded to.
-        backbone: a name from ``odn backbones``.
-        width: factor on the backbone's channels, where its family scales.
-        seed: seeds the split, the initial weights, the order of samples and the augmentation.
-    """
-
-    dataset: str
-    data_dir: str
-    backbone: str
-    width: float = 1.0
-    seed: int = 0
-    data: DataConfig = field(default_factory=DataConfig)
-    augment: AugmentConfig = field(default_factory=AugmentConfig)
-    train: TrainConfig = field(default_factory=TrainConfig)
-    expand: ExpandConfig = field(default_factory=ExpandConfig)
-    finetune: FinetuneConfig = field(default_factory=FinetuneConfig)
-    report: ReportConfig = field(default_factory=ReportConfig)
-
-    def __post_init__(self) -> None:
-        _require(0 < self.width <= 64, f"width is {self.width}; allowed: above 0 to 64")
-        _require(0 <= self.seed < 2**63, f"seed is {self.seed}; allowed: 0 to 2^63 - 1")
+        require(self.latency_seconds >= 0, f"report.latency_seconds is {self.latency_seconds}; allowed: 0 or more")
 
 
 def check_target(target_accuracy: float) -> None:
@@ -260,36 +245,7 @@ def check_target(target_accuracy: float) -> None:
         UsageError: when it is not above 0 and at most 1; percentages get the fraction that was meant.
     """
     hint = f"; for {target_accuracy} % write {target_accuracy / 100:g}" if 1 < target_accuracy <= 100 else ""
-    _require(
+    require(
         0 < target_accuracy <= 1,
         f"target accuracy is {target_accuracy}; allowed: a fraction above 0 and at most 1{hint}",
     )
-
-
-def read_run_config(path: Path) -> RunConfig:
-    """Read the settings of an existing run.
-
-    Args:
-        path: ``RUN/config.toml``.
-
-    Returns:
-        The settings it was started with.
-
-    Raises:
-        OdnError: when there is no such file.
-    """
-    if not path.is_file():
-        raise OdnError(f"{path.parent} is not a run directory: it has no config.toml; start one with odn run")
-    return from_table(RunConfig, read_toml(path))
-
-
-def to_toml(config: RunConfig) -> str:
-    """Return the settings of a run as the text of a recipe.
-
-    Args:
-        config: the settings.
-
-    Returns:
-        TOML that ``--config`` accepts.
-    """
-    return tomli_w.dumps(to_table(config))

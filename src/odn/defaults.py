@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from odn.config import AugmentConfig, RunConfig
+from odn.config import AugmentConfig
 from odn.errors import UsageError, did_you_mean
+from odn.recipe import RunConfig
 from odn.tables import from_table, to_table
 
 _PHOTO = AugmentConfig(shift=0.125, flip=True)

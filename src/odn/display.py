@@ -8,10 +8,9 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from odn.config import RunConfig
+from odn.recipe import RunConfig
 from odn.records import PHASE_NAMES, EpochRecord
 from odn.reporting import Report
-from odn.stopping import epochs_of
 
 Result = TypeVar("Result")
 
@@ -23,7 +22,7 @@ class Display:
     On a terminal one line is redrawn, and each depth leaves a line behind; elsewhere every epoch is a line.
 
     Args:
-        config: of the run, for the target and the caps on epochs.
+        config: of the run, for the target.
         console: where to write; None means stderr.
     """
 
@@ -50,8 +49,8 @@ class Display:
                     result: Result = stop.value
                     return result
                 line = self.describe(record)
-                progress.update(task, description=line, completed=record.epoch, total=self._cap(record))
-                if not live or record.stop or record.epoch == self._cap(record):
+                progress.update(task, description=line, completed=record.epoch, total=record.cap)
+                if not live or record.stop or record.epoch == record.cap:
                     self.console.print(line, highlight=False, soft_wrap=True)
 
     def describe(self, record: EpochRecord) -> str:
@@ -63,7 +62,7 @@ class Display:
         Returns:
             Depth, epoch, accuracy, target and time, e.g. ``grow  depth 2  epoch 5/30  valid 0.9921 / ...``.
         """
-        cap = self._cap(record)
+        cap = record.cap
         goal = self.config.expand.target_accuracy
         target = f"{goal:.4f}" if goal else "auto"
         text = (
@@ -74,11 +73,6 @@ class Display:
             return f"{text}  {record.stop.replace('_', ' ')}"
         left = int((cap - record.epoch) * record.seconds)
         return f"{text}  at most {left // 60}:{left % 60:02d} left" if left else text
-
-    def _cap(self, record: EpochRecord) -> int:
-        if record.phase == "finetune":
-            return max(self.config.finetune.epochs, record.epoch)
-        return epochs_of(record.phase, self.config.expand)
 
 
 def print_report(report: Report) -> None:

@@ -14,13 +14,14 @@ from torch import nn
 from odn.checkpoint import Checkpoints
 from odn.config import ExpandConfig, TrainConfig, check_target
 from odn.data import Split
-from odn.engine import Stage, finish, train_epochs, training_device
-from odn.errors import OdnError
+from odn.durable import durable_epochs
+from odn.engine import Progress, finish
 from odn.network import PartitionedNetwork
 from odn.planning import ExpandResult, Step, expand_result, next_step, plan_depths
-from odn.records import EpochRecord, StopReason, divergence
+from odn.records import EpochRecord
 from odn.schedules import Schedule, anneal, constant_after_warmup, cool_down
-from odn.stopping import decide, epochs_of, settle_target
+from odn.stage import Stage, training_device
+from odn.stopping import cap_of, decide, settle_target
 
 
 def expand(
@@ -90,41 +91,34 @@ def expand_epochs(
     records = checkpoints.records
     depths = plan_depths(config, network.max_depth)
     stage: Stage | None = None
-    if checkpoints.position is not None:
-        stage = Stage(network.prefix(checkpoints.position.depth), training, train)
+    position = checkpoints.position
+    if position is not None:
+        stage = Stage(network.prefix(position.depth), training, train)
         checkpoints.restore(stage)
     while (step := next_step(records, depths, config)) is not None:
         settled = settle_target(records, depths[-1], config)
-        if stage is None:
-            stage = Stage(network.prefix(step.depth), training, train)
-        elif step.source is not None:
-            checkpoints.take(kept_name(step.source), network.prefix(step.source))
-            stage = _attach(network, step.source, step.depth, training, train)
-        elif stage.prefix.depth < step.depth:
-            # Training goes on from the averaged weights, those that were judged.
-            stage.prefix.load_state_dict(stage.averaged.state_dict())
-            stage = _attach(network, stage.prefix.depth, step.depth, training, train, previous=stage)
+        if stage is None or position is None or (position.phase, position.depth) != (step.phase, step.depth):
+            stage = _stage_for(step, network, training, train, stage, checkpoints)
+            checkpoints.save(step.phase, Progress(), stage)
+        position = checkpoints.position
         best = max((record.valid_correct for record in records if record.depth == step.depth), default=-1)
-        for record in train_epochs(
+        for record in durable_epochs(
             stage,
             train,
             valid,
             phase=step.phase,
             schedule=_schedule(records, step, config, training),
-            epochs=epochs_of(step.phase, config),
+            epochs=cap_of(step.phase, config, stage.steps_per_epoch),
             seed=seed,
-            first_epoch=1 + sum((record.phase, record.depth) == (step.phase, step.depth) for record in records),
+            checkpoints=checkpoints,
         ):
-            stop = decide([*records, record], settled)
-            if stop == StopReason.NON_FINITE:
-                raise OdnError(divergence(record))
-            record = dataclasses.replace(record, stop=stop)
+            record = dataclasses.replace(record, stop=decide([*records, record], settled))
             if record.valid_correct > best:
                 best = record.valid_correct
                 checkpoints.keep(kept_name(step.depth), stage.averaged)
             checkpoints.commit(record, stage)
             yield record
-            if stop is not None:
+            if record.stop is not None:
                 break
     result = expand_result(records, depths, config)
     network.to(training_device())  # the blocks that were never trained follow the others
@@ -155,6 +149,26 @@ def kept_name(depth: int) -> str:
 
 def _shapes(module: nn.Module) -> list[tuple[str, torch.Size]]:
     return [(name, tensor.shape) for name, tensor in module.state_dict().items()]
+
+
+def _stage_for(
+    step: Step,
+    network: PartitionedNetwork,
+    training: TrainConfig,
+    train: Split,
+    stage: Stage | None,
+    checkpoints: Checkpoints,
+) -> Stage:
+    if stage is None:
+        return Stage(network.prefix(step.depth), training, train)
+    if step.source is not None:
+        checkpoints.take(kept_name(step.source), network.prefix(step.source))
+        return _attach(network, step.source, step.depth, training, train)
+    if stage.prefix.depth == step.depth:
+        return stage
+    # Training goes on from the averaged weights, those that were judged.
+    stage.prefix.load_state_dict(stage.averaged.state_dict())
+    return _attach(network, stage.prefix.depth, step.depth, training, train, previous=stage)
 
 
 def _attach(

@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from odn.checkpoint import Checkpoints
 from odn.config import FinetuneConfig, TrainConfig
 from odn.data import Split
-from odn.engine import Stage, evaluate, finish, train_epochs
-from odn.errors import OdnError
+from odn.durable import durable_epochs
+from odn.engine import Progress, evaluate, finish
 from odn.network import PartitionedNetwork, Prefix
-from odn.records import EpochRecord, divergence
+from odn.records import EpochRecord
 from odn.schedules import anneal
+from odn.stage import Stage
 
 _KEPT = "finetuned_best"
 
@@ -107,14 +108,13 @@ def finetune_epochs(
     before = evaluate(network, valid)
     if stage is None:
         return FinetuneResult(valid_accuracy_before=before / len(valid), valid_accuracy=before / len(valid))
-    done = 0
     if checkpoints.position is None:
         checkpoints.keep(_KEPT, network)
+        checkpoints.save("finetune", Progress(), stage)
     else:
         checkpoints.restore(stage)
-        done = checkpoints.position.epoch
     best = max([before, *(record.valid_correct for record in checkpoints.records)])
-    for record in train_epochs(
+    for record in durable_epochs(
         stage,
         train,
         valid,
@@ -122,10 +122,8 @@ def finetune_epochs(
         schedule=anneal(config.epochs, training.warmup_epochs),
         epochs=config.epochs,
         seed=seed,
-        first_epoch=done + 1,
+        checkpoints=checkpoints,
     ):
-        if record.train_loss is None:
-            raise OdnError(divergence(record))
         if record.epoch == 1:  # the look at the network as it came is part of the cost
             record = dataclasses.replace(record, evaluated_samples=record.evaluated_samples + len(valid))
         # Of equals the later epoch wins: its learning rate was lower.

@@ -61,6 +61,36 @@ def new_directory(path: Path) -> Iterator[Path]:
         raise
 
 
+@contextlib.contextmanager
+def exclusive(directory: Path) -> Iterator[None]:
+    """Keep other processes out of a directory while this one works on it; the same process may enter again.
+
+    Args:
+        directory: one that stands there. The lock ends with the process, however that ends.
+
+    Yields:
+        Nothing.
+
+    Raises:
+        OdnError: when another process is in it, or the place cannot be written.
+    """
+    import filelock
+
+    lock = filelock.FileLock(directory / ".lock", timeout=0, is_singleton=True)
+    try:
+        lock.acquire()
+    except filelock.Timeout as error:
+        raise OdnError(
+            f"{directory} is in use by another process; wait for it, or choose another with --run"
+        ) from error
+    except OSError as error:
+        raise OdnError(explain(error, directory)) from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
 def explain(error: OSError, path: Path, needed_bytes: int = 0) -> str:
     """Say in one line what went wrong with a file and what to do about it.
 

@@ -9,7 +9,7 @@ from cyclopts import Parameter
 from odn.errors import UsageError
 
 if TYPE_CHECKING:
-    from odn.config import RunConfig
+    from odn.recipe import RunConfig
 
 
 @Parameter(name="*")
@@ -23,7 +23,7 @@ class Flags:
         data_dir: folder of the named datasets [default: $ODN_DATA_DIR, else data].
         run: directory that receives everything [default: runs/DATASET].
         seed: of the split, the weights, the order of samples and the augmentation [default: 0].
-        epochs_per_depth: hard cap on the epochs at one depth, before a cool-down [default: 16].
+        epochs_per_depth: hard cap on the epochs at one depth, before a cool-down [default: 16, more for small data].
         finetune_epochs: epochs over which the extracted network is annealed [default: 15].
         train_limit: train on a stratified subset of so many images.
         depths: the depths that may be chosen, e.g. 1,2,4,8 [default: every one].
@@ -67,8 +67,9 @@ class Flags:
         Raises:
             UsageError: when they do not fit together.
         """
-        from odn.config import check_target, read_run_config
+        from odn.config import check_target
         from odn.defaults import complete
+        from odn.recipe import read_run_config
         from odn.tables import read_toml, to_table
 
         if isinstance(self.target, float):

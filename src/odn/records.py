@@ -42,6 +42,7 @@ class EpochRecord:
             looking back from a depth that holds the target at a shallower one, or fine-tuning.
         depth: number of blocks of the trained prefix, from 1.
         epoch: epoch within this phase and depth, from 1.
+        cap: most epochs of this phase at this depth.
         learning_rate: at the end of the epoch.
         train_loss: mean cross-entropy over the epoch's samples; None when it was not finite.
         valid_correct: validation images that the averaged weights classified correctly.
@@ -55,6 +56,7 @@ class EpochRecord:
     phase: Phase
     depth: int
     epoch: int
+    cap: int
     learning_rate: float
     train_loss: float | None
     valid_correct: int
@@ -131,21 +133,6 @@ def read_history(path: Path) -> list[EpochRecord]:
                 f"{path}, line {number} is damaged ({error}); restore the file or start anew with --force"
             ) from error
     return records
-
-
-def divergence(record: EpochRecord) -> str:
-    """Say that training diverged.
-
-    Args:
-        record: of the epoch whose loss was not finite.
-
-    Returns:
-        The message of the error.
-    """
-    return (
-        f"the loss became infinite or NaN at depth {record.depth}, epoch {record.epoch} of {record.phase}; lower "
-        "train.learning_rate in the recipe, or use --precision fp32"
-    )
 
 
 def _line(record: EpochRecord) -> str:

@@ -11,15 +11,17 @@ from rich.table import Table
 from safetensors.torch import save
 
 from odn.artifact import Artifact, load
-from odn.config import ReportConfig, RunConfig, read_run_config
+from odn.config import ReportConfig
 from odn.data import Split
-from odn.engine import evaluate, training_device
+from odn.engine import evaluate
 from odn.files import write_atomically
 from odn.measure import macs_by_depth, measure_cost, measure_latency, train_macs
 from odn.network import NetworkSpec, Prefix, build_network, weights_of
 from odn.page import HEADINGS, cells, render_page
 from odn.planning import plan_depths
+from odn.recipe import RunConfig, read_run_config
 from odn.records import EpochRecord, read_history
+from odn.stage import training_device
 from odn.stopping import confirmed, meets_target, settle_target, wilson_interval
 
 SCHEMA = 1

@@ -10,15 +10,15 @@ from odn.allocator import reuse_freed_memory
 from odn.artifact import export
 from odn.backbones import find_backbone
 from odn.checkpoint import Checkpoints
-from odn.config import RunConfig, read_run_config, to_toml
 from odn.data import Data, DataSpec, load_data
 from odn.engine import finish
 from odn.errors import OdnError, UsageError
 from odn.expansion import expand_epochs, kept_name
 from odn.extraction import FinetuneResult, finetune_epochs
-from odn.files import new_directory, remove, write_atomically
+from odn.files import exclusive, new_directory, remove, write_atomically
 from odn.network import Prefix, build_network, partition
 from odn.planning import ExpandResult, expand_result, next_step, plan_depths
+from odn.recipe import RunConfig, read_run_config, to_toml
 from odn.records import EpochRecord, read_history
 from odn.reporting import Report, report
 from odn.storage import load_network, save_network
@@ -51,12 +51,13 @@ def run(config: RunConfig, path: Path, *, force: bool = False, resume: bool = Fa
         The report.
     """
     data = _expand(config, path, force=force, resume=resume, watch=watch)[0]
-    if not (path / "extracted").is_dir():
-        extract_run(path)
-    if not (path / "finetuned").is_dir():
-        finetune_run(path, resume=resume, watch=watch, data=data)
-    export_run(path)
-    return report_run(path, data=data)
+    with exclusive(path):
+        if not (path / "extracted").is_dir():
+            extract_run(path)
+        if not (path / "finetuned").is_dir():
+            finetune_run(path, resume=resume, watch=watch, data=data)
+        export_run(path)
+        return report_run(path, data=data)
 
 
 def expand_run(
@@ -87,22 +88,26 @@ def _expand(config: RunConfig, path: Path, *, force: bool, resume: bool, watch: 
     if resume:
         _check_data(path, data)
     else:
+        if path.is_dir():
+            with exclusive(path):  # a run that is going on is not replaced
+                pass
         _create(config, data, path)
     reuse_freed_memory()
-    checkpoints = Checkpoints("expand", path, resume=resume)
-    if next_step(checkpoints.records, depths, config.expand) is not None:
-        _clear_after(path, None)
-        watch(
-            expand_epochs(
-                network,
-                data.train,
-                data.valid,
-                config=config.expand,
-                training=config.train,
-                seed=config.seed,
-                checkpoints=checkpoints,
+    with exclusive(path):
+        checkpoints = Checkpoints("expand", path, resume=resume)
+        if next_step(checkpoints.records, depths, config.expand) is not None:
+            _clear_after(path, None)
+            watch(
+                expand_epochs(
+                    network,
+                    data.train,
+                    data.valid,
+                    config=config.expand,
+                    training=config.train,
+                    seed=config.seed,
+                    checkpoints=checkpoints,
+                )
             )
-        )
     return data, expand_result(checkpoints.records, depths, config.expand)
 
 
@@ -132,8 +137,9 @@ def extract_run(path: Path, depth: int | None = None) -> Prefix:
     if depth not in tried:
         raise UsageError(f"depth {depth} was not trained; allowed: {', '.join(map(str, tried)) or 'none yet'}")
     small = load_network(path / "checkpoints" / kept_name(depth))
-    _clear_after(path, None)
-    save_network(small, path / "extracted")
+    with exclusive(path):
+        _clear_after(path, None)
+        save_network(small, path / "extracted")
     return small
 
 
@@ -170,20 +176,21 @@ def finetune_run(
     small = load_network(path / "extracted")
     data = data or _reload_data(config, path)
     reuse_freed_memory()
-    checkpoints = Checkpoints("finetune", path, resume=resume)
-    _clear_after(path, "extracted")
-    result = watch(
-        finetune_epochs(
-            small,
-            data.train,
-            data.valid,
-            config=config.finetune,
-            training=config.train,
-            seed=config.seed,
-            checkpoints=checkpoints,
+    with exclusive(path):
+        checkpoints = Checkpoints("finetune", path, resume=resume)
+        _clear_after(path, "extracted")
+        result = watch(
+            finetune_epochs(
+                small,
+                data.train,
+                data.valid,
+                config=config.finetune,
+                training=config.train,
+                seed=config.seed,
+                checkpoints=checkpoints,
+            )
         )
-    )
-    save_network(small.cpu(), path / "finetuned")
+        save_network(small.cpu(), path / "finetuned")
     return result
 
 
@@ -204,8 +211,9 @@ def export_run(path: Path) -> Path:
     if source is None:
         raise OdnError(f"{path} has no extracted network; run: odn extract {path}")
     small = load_network(source)
-    _clear_after(path, "finetuned")
-    return export(small, path / "artifact", data)
+    with exclusive(path):
+        _clear_after(path, "finetuned")
+        return export(small, path / "artifact", data)
 
 
 def report_run(path: Path, *, data: Data | None = None) -> Report:
@@ -219,7 +227,8 @@ def report_run(path: Path, *, data: Data | None = None) -> Report:
         The report.
     """
     data = data or _reload_data(read_run_config(path / "config.toml"), path)
-    return report(path, test=data.test, valid=data.valid)
+    with exclusive(path):
+        return report(path, test=data.test, valid=data.valid)
 
 
 def _load_data(config: RunConfig) -> Data:

@@ -83,18 +83,19 @@ def almost_reached(records: Sequence[EpochRecord], config: ExpandConfig) -> bool
     return worthwhile and error <= config.reach * (1 - config.target_accuracy)
 
 
-def epochs_of(phase: Phase, config: ExpandConfig) -> int:
+def cap_of(phase: Phase, config: ExpandConfig, steps_per_epoch: int) -> int:
     """Return the most epochs that a phase of expansion may take at one depth.
 
     Args:
         phase: ``expand``, ``cooldown`` or ``lookback``.
         config: the caps.
+        steps_per_epoch: of the optimizer; small datasets need more epochs for as many steps.
 
     Returns:
-        Number of epochs.
+        Number of epochs; where growing has no cap of its own 16, or as many as 1,250 steps take, at most 64.
     """
     if phase == "expand":
-        return config.epochs_per_depth
+        return config.epochs_per_depth or min(max(16, math.ceil(1250 / steps_per_epoch)), 64)
     return config.cooldown_epochs if phase == "cooldown" else config.lookback_epochs
 
 
@@ -152,7 +153,7 @@ def hopeless(records: Sequence[EpochRecord], config: ExpandConfig) -> bool:
     if third - second > second - first:
         return False
     gain = (third - second) / math.log2(count / (count // 2))
-    predicted = third + gain * math.log2(config.epochs_per_depth / count)
+    predicted = third + gain * math.log2(records[-1].cap / count)
     return 1 - predicted > config.reach * (1 - config.target_accuracy)
 
 
@@ -175,7 +176,7 @@ def decide(records: Sequence[EpochRecord], config: ExpandConfig) -> StopReason |
     met = [meets_target(record.valid_correct, record.valid_count, config) for record in stage]
     if len(met) >= config.confirmations and all(met[-config.confirmations :]):
         return StopReason.TARGET_REACHED
-    if len(stage) >= epochs_of(last.phase, config):
+    if len(stage) >= last.cap:
         return StopReason.EPOCH_BUDGET
     if last.phase != "expand":
         return None

@@ -9,5 +9,6 @@ from odn.data.splits import Preprocessing as Preprocessing
 from odn.data.splits import Split as Split
 from odn.data.splits import TensorSplit as TensorSplit
 from odn.data.splits import derive_seed as derive_seed
+from odn.data.splits import epoch_order as epoch_order
 from odn.data.splits import plain_batches as plain_batches
 from odn.data.splits import training_batches as training_batches

@@ -111,6 +111,9 @@ class Split(Protocol):
     def batches(self, batch_size: int, indices: Tensor, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield the images at ``indices``, in that order, as (uint8 images BCHW, int64 labels B)."""
 
+    def name(self, index: int) -> str:
+        """Say which image stands at a position."""
+
 
 @final
 class TensorSplit:
@@ -148,6 +151,10 @@ class TensorSplit:
         images, labels = self._resident
         for chunk in indices.to(device).split(batch_size):
             yield images[chunk], labels[chunk]
+
+    def name(self, index: int) -> str:
+        """Return the image's position: images in memory have no other name."""
+        return f"image {index}"
 
 
 @final
@@ -223,27 +230,48 @@ class FileSplit:
             images, labels = batch
             yield images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
 
+    def name(self, index: int) -> str:
+        """Return the image's file."""
+        return str(self.paths[index])
 
-def training_batches(
-    split: Split, batch_size: int, device: torch.device, *, seed: int
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield one epoch of shuffled, augmented, normalised training batches.
+
+def epoch_order(split: Split, batch_size: int, *, seed: int) -> Tensor:
+    """Return the images of one training epoch in the order they are visited.
 
     A last batch smaller than the others is left out, because BatchNorm's statistics of few images are poor.
 
     Args:
         split: the training split.
         batch_size: images per batch.
+        seed: of the epoch.
+
+    Returns:
+        Positions in the split, int64; a whole number of batches, or all images where they do not fill one.
+    """
+    order = torch.randperm(len(split), generator=torch.Generator().manual_seed(seed))
+    return order[: max(len(order) // batch_size, 1) * batch_size]
+
+
+def training_batches(
+    split: Split, batch_size: int, device: torch.device, *, seed: int, first: int = 0
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield one epoch of shuffled, augmented, normalised training batches.
+
+    Args:
+        split: the training split.
+        batch_size: images per batch.
         device: where the batches are wanted.
-        seed: fixes the order and every augmentation of this epoch.
+        seed: fixes the order of this epoch, and with the number of the batch its augmentation.
+        first: number of the batch to begin with, from 0; those before are not even loaded.
 
     Yields:
         float32 images of shape (B, C, H, W) and int64 labels of shape (B,).
     """
-    generator = torch.Generator().manual_seed(seed)
-    order = torch.randperm(len(split), generator=generator)
-    order = order[: max(len(order) // batch_size, 1) * batch_size]
-    for images, labels in split.batches(batch_size, order, device):
+    order = epoch_order(split, batch_size, seed=seed)[first * batch_size :]
+    if not len(order):
+        return  # the epoch was interrupted after its last batch
+    for number, (images, labels) in enumerate(split.batches(batch_size, order, device), first):
+        generator = torch.Generator().manual_seed(derive_seed(seed, "batch", number))
         x_BCHW = augment(images.float() / 255, split.spec.augment, generator)
         yield split.spec.preprocessing.normalise(x_BCHW), labels
 

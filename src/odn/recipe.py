@@ -1,0 +1,76 @@
+"""One run, whole: its settings as a recipe in TOML. No torch here."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import tomli_w
+
+from odn.config import (
+    AugmentConfig,
+    DataConfig,
+    ExpandConfig,
+    FinetuneConfig,
+    ReportConfig,
+    TrainConfig,
+    require,
+)
+from odn.errors import OdnError
+from odn.tables import from_table, read_toml, to_table
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """One run, whole: what ``RUN/config.toml`` holds.
+
+    Attributes:
+        dataset: a name or a path.
+        data_dir: where named datasets lie or are downloaded to.
+        backbone: a name from ``odn backbones``.
+        width: factor on the backbone's channels, where its family scales.
+        seed: seeds the split, the initial weights, the order of samples and the augmentation.
+    """
+
+    dataset: str
+    data_dir: str
+    backbone: str
+    width: float = 1.0
+    seed: int = 0
+    data: DataConfig = field(default_factory=DataConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    expand: ExpandConfig = field(default_factory=ExpandConfig)
+    finetune: FinetuneConfig = field(default_factory=FinetuneConfig)
+    report: ReportConfig = field(default_factory=ReportConfig)
+
+    def __post_init__(self) -> None:
+        require(0 < self.width <= 64, f"width is {self.width}; allowed: above 0 to 64")
+        require(0 <= self.seed < 2**63, f"seed is {self.seed}; allowed: 0 to 2^63 - 1")
+
+
+def read_run_config(path: Path) -> RunConfig:
+    """Read the settings of an existing run.
+
+    Args:
+        path: ``RUN/config.toml``.
+
+    Returns:
+        The settings it was started with.
+
+    Raises:
+        OdnError: when there is no such file.
+    """
+    if not path.is_file():
+        raise OdnError(f"{path.parent} is not a run directory: it has no config.toml; start one with odn run")
+    return from_table(RunConfig, read_toml(path))
+
+
+def to_toml(config: RunConfig) -> str:
+    """Return the settings of a run as the text of a recipe.
+
+    Args:
+        config: the settings.
+
+    Returns:
+        TOML that ``--config`` accepts.
+    """
+    return tomli_w.dumps(to_table(config))
