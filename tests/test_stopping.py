@@ -143,10 +143,11 @@ def test_a_depth_is_hopeless_when_extrapolation_ends_short_of_the_target():
 
 @pytest.mark.parametrize(("steps", "cap"), [(211, 16), (78, 17), (43, 30), (5, 64)])
 def test_small_datasets_get_more_epochs_of_growing(steps, cap):
-    assert cap_of("expand", ExpandConfig(), steps) == cap
-    assert cap_of("expand", ExpandConfig(epochs_per_depth=3), steps) == 3
-    assert cap_of("cooldown", ExpandConfig(cooldown_epochs=7), steps) == 7
-    assert cap_of("lookback", ExpandConfig(lookback_epochs=9), steps) == 9
+    assert cap_of("expand", ExpandConfig(), steps, deepest=False) == cap
+    assert cap_of("expand", ExpandConfig(), steps, deepest=True) == 2 * cap
+    assert cap_of("expand", ExpandConfig(epochs_per_depth=3), steps, deepest=True) == 3
+    assert cap_of("cooldown", ExpandConfig(cooldown_epochs=7), steps, deepest=False) == 7
+    assert cap_of("lookback", ExpandConfig(lookback_epochs=9), steps, deepest=False) == 9
 
 
 def test_a_curve_that_still_steepens_is_never_hopeless():

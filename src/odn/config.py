@@ -147,7 +147,7 @@ class ExpandConfig:
         within: how far below the best accuracy the shallowest network may stay with an automatic target.
         depths: the depths that may be chosen, ascending; empty means every depth from 1 to the full one.
         epochs_per_depth: hard cap on the epochs at a constant learning rate at one depth; a cool-down may follow. 0
-            means 16, or as many as 1,250 steps take where that is more, at most 64.
+            means 16, or as many as 1,250 steps take where that is more, at most 64; twice that for the deepest.
         confirmations: consecutive evaluations that must reach the target.
         confidence: when above 0, the lower Wilson bound at this confidence must reach the target, e.g. 0.95.
         patience: a depth has converged when so many epochs in a row brought no improvement.

@@ -108,7 +108,7 @@ def expand_epochs(
             valid,
             phase=step.phase,
             schedule=_schedule(records, step, config, training),
-            epochs=cap_of(step.phase, config, stage.steps_per_epoch),
+            epochs=cap_of(step.phase, config, stage.steps_per_epoch, deepest=step.depth == depths[-1]),
             seed=seed,
             checkpoints=checkpoints,
         ):

@@ -83,19 +83,21 @@ def almost_reached(records: Sequence[EpochRecord], config: ExpandConfig) -> bool
     return worthwhile and error <= config.reach * (1 - config.target_accuracy)
 
 
-def cap_of(phase: Phase, config: ExpandConfig, steps_per_epoch: int) -> int:
+def cap_of(phase: Phase, config: ExpandConfig, steps_per_epoch: int, *, deepest: bool) -> int:
     """Return the most epochs that a phase of expansion may take at one depth.
 
     Args:
         phase: ``expand``, ``cooldown`` or ``lookback``.
         config: the caps.
         steps_per_epoch: of the optimizer; small datasets need more epochs for as many steps.
+        deepest: whether no deeper network is planned, so that only more training can help.
 
     Returns:
-        Number of epochs; where growing has no cap of its own 16, or as many as 1,250 steps take, at most 64.
+        Number of epochs; where growing has no cap of its own 16, or as many as 1,250 steps take, at most 64, and
+        twice that for the deepest network.
     """
     if phase == "expand":
-        return config.epochs_per_depth or min(max(16, math.ceil(1250 / steps_per_epoch)), 64)
+        return config.epochs_per_depth or min(max(16, math.ceil(1250 / steps_per_epoch)), 64) * (2 if deepest else 1)
     return config.cooldown_epochs if phase == "cooldown" else config.lookback_epochs
 
 
