@@ -150,7 +150,8 @@ class ExpandConfig:
             means 16, or as many as 1,250 steps take where that is more, at most 64; twice that for the deepest.
         confirmations: consecutive evaluations that must reach the target.
         confidence: when above 0, the lower Wilson bound at this confidence must reach the target, e.g. 0.95.
-        patience: a depth has converged when so many epochs in a row brought no improvement.
+        patience: a depth has converged when so many epochs in a row, or an eighth of the cap where that is more,
+            brought no improvement.
         min_improvement: gains in validation accuracy below this fraction do not count as improvement.
         cooldown_epochs: a converged depth that almost reaches the target is annealed to zero over so many epochs
             before the next block is attached; 0 never does that.

@@ -148,7 +148,7 @@ def hopeless(records: Sequence[EpochRecord], config: ExpandConfig) -> bool:
         True when the extrapolated error is beyond ``config.reach`` times the target's.
     """
     count = len(records)
-    if count < 8 or not config.target_accuracy:
+    if count < max(8, records[-1].cap // 2) or not config.target_accuracy:
         return False  # at first learning curves may still steepen
     accuracies = [record.valid_accuracy for record in records]
     first, second, third = (max(accuracies[: count // part]) for part in (4, 2, 1))
@@ -185,9 +185,10 @@ def decide(records: Sequence[EpochRecord], config: ExpandConfig) -> StopReason |
     if hopeless(stage, config):
         return StopReason.HOPELESS
     # An evaluation that meets the target is waiting for its confirmation: growing now would waste it.
-    if len(stage) > config.patience and not met[-1]:
-        before = max(record.valid_accuracy for record in stage[: -config.patience])
-        recent = max(record.valid_accuracy for record in stage[-config.patience :])
+    patience = max(config.patience, last.cap // 8)
+    if len(stage) > patience and not met[-1]:
+        before = max(record.valid_accuracy for record in stage[:-patience])
+        recent = max(record.valid_accuracy for record in stage[-patience:])
         if recent < before + config.min_improvement:
             return StopReason.PLATEAU
     return None
