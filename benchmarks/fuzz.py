@@ -41,7 +41,8 @@ MOST_BYTES = 1024**3
 SIDE, CLASSES = 8, 3
 EXTREMES: tuple[Any, ...] = (
     None, True, -1, 0, 1, 2**31, 2**63, 10**12, 10**400, -0.5, 1e308, float("inf"), float("nan"), "", "x" * 10_000,
-    "\x00", "../../../etc/passwd", "/etc/passwd", "<script>alert(1)</script>", "\ud800", [], {}, [[]] * 100, [1, 2, 3], {"a": {}},
+    "\x00", "../../../etc/passwd", "/etc/passwd", "<script>alert(1)</script>", "\ud800", [], {}, [[]] * 100,
+    [1, 2, 3], {"a": {}},
 )  # fmt: skip
 
 

@@ -73,6 +73,12 @@ def test_plateau_after_patience_epochs_without_improvement():
     assert decide(records([910, 900, 901, 902]), CONFIG) == StopReason.PLATEAU
 
 
+def test_patience_grows_with_the_cap():
+    flat = records([900] * 5, cap=40)
+    assert decide(flat, CONFIG) is None
+    assert decide(records([900] * 6, cap=40), CONFIG) == StopReason.PLATEAU
+
+
 def test_a_hit_that_waits_for_confirmation_is_not_a_plateau():
     assert decide(records([989, 989, 989, 989, 990]), dataclasses.replace(CONFIG, min_improvement=0.01)) is None
 
@@ -148,6 +154,13 @@ def test_small_datasets_get_more_epochs_of_growing(steps, cap):
     assert cap_of("expand", ExpandConfig(epochs_per_depth=3), steps, deepest=True) == 3
     assert cap_of("cooldown", ExpandConfig(cooldown_epochs=7), steps, deepest=False) == 7
     assert cap_of("lookback", ExpandConfig(lookback_epochs=9), steps, deepest=False) == 9
+
+
+def test_a_depth_is_given_half_of_its_cap_before_it_can_be_hopeless():
+    curve = [600, 690, 700, 700, 701, 701, 701, 701, 701]
+    assert hopeless(records(curve, cap=16), CONFIG)
+    assert not hopeless(records(curve, cap=20), CONFIG)
+    assert hopeless(records([*curve, 701], cap=20), CONFIG)
 
 
 def test_a_curve_that_still_steepens_is_never_hopeless():
