@@ -194,6 +194,8 @@ def _timeline(records: Sequence[EpochRecord], target: float | None) -> str:
             records[index - 1].depth,
         )
         stages.append([index]) if new else stages[-1].append(index)
+    # Labels above narrow stages would run into each other.
+    slanted = min(map(len, stages)) < len(records) / 12
     for number, stage in enumerate(stages):
         first = records[stage[0]]
         color = _GREEN if first.verb == "finetune" else (_BLUE, _ORANGE)[first.depth % 2]
@@ -207,9 +209,9 @@ def _timeline(records: Sequence[EpochRecord], target: float | None) -> str:
             label,
             ((stage[0] + stage[-1]) / 2 + 1, 1.01),
             xycoords=("data", "axes fraction"),
-            ha="center" if len(stages) <= 8 else "left",
+            ha="left" if slanted else "center",
             va="bottom",
-            rotation=0 if len(stages) <= 8 else 60,
+            rotation=60 if slanted else 0,
             color=color,
             fontsize=9,
         )
@@ -236,7 +238,7 @@ def _target_line(axis: Any, target: float | None, *, label_at: Literal["left", "
     axis.axhline(target, color=_GRAY, linestyle="--", linewidth=1)
     place = (0.005 if label_at == "left" else 0.995, target)
     style = {"ha": label_at, "va": "bottom", "fontsize": 9, "color": _GRAY}
-    axis.annotate(f"target {target:g}", place, xycoords=("axes fraction", "data"), **style)
+    axis.annotate(f"target {target:.4g}", place, xycoords=("axes fraction", "data"), **style)
 
 
 def _svg(figure: Any) -> str:
