@@ -337,6 +337,18 @@ def test_a_full_disk_is_explained_and_what_was_saved_stands(odn, refused, npz, t
     assert odn(*common, "--resume")[0] == 0
 
 
+def test_without_a_target_the_knee_is_found(odn, npz, tmp_path, recipe):
+    run = tmp_path / "run"
+    code, out, err = odn("run", npz, "--target", "auto", "--config", recipe, *FAST, "--run", run)
+    assert code == 0, err
+    report = json.loads((run / "report.json").read_text())
+    assert report["target_automatic"]
+    assert report["reached"]
+    assert report["networks"][1]["valid_accuracy"] >= report["target_accuracy"]
+    assert "automatic target" in out
+    assert "/ target auto" in err
+
+
 def test_ctrl_c_leaves_a_run_that_resume_continues(odn, npz, tmp_path, recipe):
     common = [str(a) for a in ("run", npz, "--target", 0.995, "--config", recipe, *FAST, "--run", tmp_path / "run")]
     seen = []

@@ -98,7 +98,8 @@ def page(records_, **changes) -> str:
     figures = {
         "schema": 1,
         "dataset": {"name": "toy", "train": 10, "valid": 5, "test": 5, "classes": 2, "input_shape": [1, 8, 8]},
-        "backbone": "resnet18", "seed": 0, "target_accuracy": 0.9, "reached": True, "depth": 2, "max_depth": 3,
+        "backbone": "resnet18", "seed": 0, "target_accuracy": 0.9,
+        "target_automatic": False, "reached": True, "depth": 2, "max_depth": 3,
         "networks": [NETWORK, {**NETWORK, "name": "extracted", "parameters": 40}],
         "cost": {
             "train_macs": 5, "full_depth_train_macs": 10, "reference_epochs": 30, "seconds": 1.0,
@@ -144,6 +145,11 @@ def test_a_page_without_history_or_target_says_so():
     assert "<svg" not in text
     assert "Training was not recorded." in text
     assert not re.search("Target (not )?reached", text)
+
+
+def test_an_automatic_target_is_told():
+    assert "(validation accuracy 0.9000, found automatically)" in page(RECORDS, target_automatic=True)
+    assert "automatically" not in page(RECORDS)
 
 
 def test_a_missed_target_is_told():

@@ -136,6 +136,8 @@ def _verdict(figures: dict[str, Any]) -> str:
     if figures["target_accuracy"] is None or figures["reached"] is None:
         return escape(f"{depth}: {saved}.")
     target = f"validation accuracy {figures['target_accuracy']:.4f}"
+    if figures["target_automatic"]:
+        target += ", found automatically"
     if figures["reached"]:
         return f'<span class="met">Target reached</span> ({escape(target)}) with {escape(depth)}: {escape(saved)}.'
     return (

@@ -46,7 +46,8 @@ class Report:
         title = f"{figures['backbone']} on {figures['dataset']['name']}"
         if figures["target_accuracy"] is not None:
             verdict = {True: "reached", False: "not reached", None: "unknown"}[figures["reached"]]
-            title += f", target {figures['target_accuracy']:.4f} {verdict}"
+            kind = "automatic target" if figures["target_automatic"] else "target"
+            title += f", {kind} {figures['target_accuracy']:.4f} {verdict}"
         table = Table(title=f"{title}: depth {figures['depth']} of {figures['max_depth']}")
         # A column per network: a terminal is seldom wide enough for a column per figure.
         columns = [cells(row) for row in figures["networks"]]
@@ -141,6 +142,7 @@ def _figures(
         "backbone": spec.backbone,
         "seed": settings.seed if settings else None,
         "target_accuracy": expand.target_accuracy or None if expand is not None else None,
+        "target_automatic": settings.expand.target_accuracy == 0 if settings else None,
         "reached": reached,
         "depth": network.depth,
         "max_depth": full.depth,
