@@ -18,7 +18,9 @@ from odn.engine import Progress
 from odn.errors import OdnError, UsageError
 from odn.files import remove, write_atomically
 from odn.network import Prefix, weights_of
+from odn.processes import share, wait
 from odn.records import EpochRecord, Phase, Verb, append_history, read_history, write_history
+from odn.sharding import fill
 from odn.stage import Stage
 from odn.storage import load_network, save_network
 from odn.tables import from_table
@@ -58,6 +60,8 @@ class Position:
 class Checkpoints:
     """The memory of one verb of a run. Without a run directory it lasts as long as the process.
 
+    Of several processes the first one writes, and all have to call every method.
+
     The two newest states are kept, each with a checksum: when the newest is damaged, the one before it is taken up.
 
     Args:
@@ -72,7 +76,7 @@ class Checkpoints:
     def __init__(self, verb: Verb, run: Path | None = None, *, resume: bool = False) -> None:
         self.records: list[EpochRecord] = []
         self.position: Position | None = None
-        self._verb, self._run = verb, run
+        self._verb, self._run, self._writes = verb, run, run is not None and share().rank == 0
         self._tensors: dict[str, Tensor] = {}
         self._kept: dict[str, dict[str, Tensor]] = {}
         if run is None:
@@ -86,7 +90,10 @@ class Checkpoints:
             self.records = [record for record in history if record.verb == verb][: self.position.records]
             if len(self.records) < self.position.records:
                 raise OdnError(f"{self._history} is shorter than {self._states[0]} says; start anew with --force")
-        else:
+        wait()  # until all have read
+        if not self._writes:
+            return
+        if self.position is None:
             for path in self._states:
                 remove(path)
         others = [record for record in history if record.verb != verb]
@@ -107,7 +114,7 @@ class Checkpoints:
         """
         assert record.verb == self._verb
         self.records.append(record)
-        if self._run is not None:
+        if self._writes:
             append_history(self._history, record)
         self.save(record.phase, Progress(epoch=record.epoch + 1), stage)
 
@@ -128,7 +135,7 @@ class Checkpoints:
             **dataclasses.asdict(progress),
         )
         self._tensors = _state_of(stage)
-        if self._run is None:
+        if not self._writes:
             return
         table = {"schema": SCHEMA, **dataclasses.asdict(self.position)}
         text = json.dumps(table)
@@ -150,20 +157,11 @@ class Checkpoints:
         assert self.position is not None
         tensors = self._tensors
         try:
-            _fill(stage.prefix, tensors, "network")
-            _fill(stage.averaged, tensors, "averaged")
+            fill(stage.prefix, _group(tensors, "network"))
+            fill(stage.averaged, _group(tensors, "averaged"))
         except (KeyError, RuntimeError) as error:
             raise OdnError(f"cannot resume {self._run} ({error}); start anew with --force") from error
-        for name, parameter in stage.prefix.named_parameters():
-            prefix = f"optimizer/{name}/"
-            found = {key.removeprefix(prefix): t for key, t in tensors.items() if key.startswith(prefix)}
-            stage.optimizer.state.pop(parameter, None)
-            if found:
-                # A copy into the parameter's own memory layout keeps later sums bit-identical.
-                stage.optimizer.state[parameter] = {
-                    key: torch.empty_like(parameter).copy_(t) if t.shape == parameter.shape else t
-                    for key, t in found.items()
-                }
+        stage.load_optimizer_state(_group(tensors, "optimizer"))
         stage.step, stage.rate_factor = self.position.step, self.position.rate_factor
         stage.ema.n_averaged.fill_(stage.step)
 
@@ -174,10 +172,11 @@ class Checkpoints:
             name: of a directory.
             network: the network as it stands.
         """
+        weights = weights_of(network)
         if self._run is None:
-            self._kept[name] = weights_of(network)
-        else:
-            save_network(network, self._folder / name)
+            self._kept[name] = weights
+        elif self._writes:
+            save_network(network, self._folder / name, weights)
 
     def take(self, name: str, network: Prefix) -> None:
         """Load the weights of a network kept earlier.
@@ -186,6 +185,7 @@ class Checkpoints:
             name: as given to ``keep``.
             network: of the same shapes.
         """
+        wait()  # until it is written
         kept = self._kept[name] if self._run is None else load_network(self._folder / name).state_dict()
         network.load_state_dict(kept)
 
@@ -237,13 +237,10 @@ def _digest(text: str, tensors: dict[str, Tensor]) -> str:
 def _state_of(stage: Stage) -> dict[str, Tensor]:
     tensors = {f"network/{name}": tensor for name, tensor in weights_of(stage.prefix).items()}
     tensors |= {f"averaged/{name}": tensor for name, tensor in weights_of(stage.averaged).items()}
-    for name, parameter in stage.prefix.named_parameters():
-        for key, value in stage.optimizer.state.get(parameter, {}).items():
-            if isinstance(value, Tensor):
-                tensors[f"optimizer/{name}/{key}"] = value.detach().cpu().contiguous()
+    tensors |= {f"optimizer/{name}": tensor for name, tensor in stage.optimizer_state().items()}
     return tensors
 
 
-def _fill(module: Prefix, tensors: dict[str, Tensor], group: str) -> None:
+def _group(tensors: dict[str, Tensor], group: str) -> dict[str, Tensor]:
     prefix = f"{group}/"
-    module.load_state_dict({k.removeprefix(prefix): t for k, t in tensors.items() if k.startswith(prefix)})
+    return {key.removeprefix(prefix): t for key, t in tensors.items() if key.startswith(prefix)}

@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import App, CycloptsError, Parameter
 
-from odn.errors import OdnError, UsageError
+from odn.errors import ElsewhereError, OdnError, UsageError
 from odn.flags import Flags
+from odn.launch import launched, rank
 
 if TYPE_CHECKING:
-    from odn.display import Display
     from odn.recipe import RunConfig
+    from odn.run import Watch
 
 DONE, FAILED, USAGE, TARGET_MISSED = 0, 1, 2, 3
 
@@ -48,11 +49,12 @@ def run_command(dataset: str | None = None, /, *, flags: Flags = Flags(), json: 
         flags: settings.
         json: print report.json instead of the table.
     """
+    flags = flags.restarted(dataset)
     config, path = flags.settle(dataset)
     from odn.display import print_report
     from odn.run import run
 
-    report = run(config, path, force=flags.force, resume=flags.resume, watch=_display(config).watch)
+    report = run(config, path, force=flags.force, resume=flags.resume, watch=_watch(config))
     if json:
         _print_json(report.figures)
     else:
@@ -69,10 +71,11 @@ def expand_command(dataset: str | None = None, /, *, flags: Flags = Flags(), jso
         flags: settings.
         json: print the outcome as JSON.
     """
+    flags = flags.restarted(dataset)
     config, path = flags.settle(dataset)
     from odn.run import expand_run
 
-    result = expand_run(config, path, force=flags.force, resume=flags.resume, watch=_display(config).watch)
+    result = expand_run(config, path, force=flags.force, resume=flags.resume, watch=_watch(config))
     outcome = {"depth": result.depth, "reached": result.reached, "valid_accuracy": result.valid_accuracy}
     if json:
         _print_json(outcome)
@@ -113,8 +116,7 @@ def finetune_command(run: Path, /, *, epochs: int | None = None, resume: Switch 
     config = read_run_config(run / "config.toml")
     if epochs is not None:
         config = replace(config, finetune=FinetuneConfig(epochs=epochs))
-    display = _display(config)
-    result = finetune_run(run, epochs=epochs, resume=resume, watch=display.watch)
+    result = finetune_run(run, epochs=epochs, resume=resume, watch=_watch(config))
     print(
         f"valid {result.valid_accuracy_before:.4f} before, {result.valid_accuracy:.4f} after, written to "
         f"{run / 'finetuned'}; next: odn export {run}"
@@ -249,26 +251,40 @@ def main(arguments: Sequence[str] | None = None) -> None:
     Raises:
         SystemExit: always, with 0 done, 1 failed, 2 wrong usage, or 3 target not reached.
     """
-    logging.basicConfig(format="odn: %(message)s", stream=sys.stderr)
+    logging.basicConfig(format="odn: %(message)s", stream=sys.stderr, level=logging.ERROR if rank() else None)
+    if rank():  # of several processes the first one speaks
+        _mute()
     try:
         code = app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
     except CycloptsError as error:
         code = _fail(" ".join(str(error).split()), USAGE)
+    except ElsewhereError:
+        code = FAILED
     except OdnError as error:
         code = _fail(str(error), error.exit_code)
     except BrokenPipeError:
         # The reader of our output has gone; Python would complain again while it flushes at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _mute()
         code = FAILED
     except OSError as error:
         code = _fail(" ".join(str(error).split()), FAILED)
     except KeyboardInterrupt:
         code = _fail("interrupted; what a run finished is kept, the same command continues with --resume", FAILED)
+    if code == TARGET_MISSED and launched():
+        code = DONE  # a result; torchrun would take another code for a crash and start again
     raise SystemExit(code if isinstance(code, int) else DONE)
 
 
+def _mute() -> None:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def _fail(message: str, code: int) -> int:
-    print(f"odn: {message}", file=sys.stderr)
+    # A wrong request is wrong in all processes.
+    if not rank():
+        print(f"odn: {message}", file=sys.stderr)
+    elif code != USAGE:
+        print(f"odn: process {rank()}: {message}", file=sys.stderr)
     return code
 
 
@@ -280,10 +296,11 @@ def _shape(text: str) -> tuple[int, int, int]:
     return channels, height, width
 
 
-def _display(config: "RunConfig") -> "Display":
+def _watch(config: "RunConfig") -> "Watch":
     from odn.display import Display
+    from odn.engine import finish
 
-    return Display(config)
+    return finish if rank() else Display(config).watch
 
 
 def _print_json(value: Any) -> None:

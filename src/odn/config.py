@@ -6,6 +6,7 @@ from typing import Literal
 from odn.errors import UsageError
 
 Precision = Literal["auto", "fp32", "bf16"]
+Parallel = Literal["ddp", "fsdp"]
 
 
 def require(condition: bool, message: str) -> None:
@@ -101,6 +102,8 @@ class TrainConfig:
         recalibration_images: training images used to compute BatchNorm statistics for averaged weights.
         max_gradient_norm: gradients are clipped to this L2 norm; 0 does not clip.
         precision: ``bf16`` autocast, ``fp32``, or ``auto``: bf16 where the hardware computes it natively.
+        parallel: how several processes share the work: ``ddp`` gives each a copy of the network, ``fsdp`` a part of it,
+            for networks that do not fit one GPU.
         checkpoint_minutes: within an epoch that takes longer, the state is saved every so many minutes; after every
             epoch it is saved anyway.
     """
@@ -115,6 +118,7 @@ class TrainConfig:
     recalibration_images: int = 2048
     max_gradient_norm: float = 0.0
     precision: Precision = "auto"
+    parallel: Parallel = "ddp"
     checkpoint_minutes: float = 5.0
 
     def __post_init__(self) -> None:

@@ -13,7 +13,9 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import update_bn
 
-from odn.data import Split, derive_seed, epoch_order, plain_batches, training_batches
+from odn.data import WHOLE, Split, derive_seed, epoch_order, plain_batches, training_batches
+from odn.network import weights_of
+from odn.processes import agree, share, total
 from odn.records import EpochRecord, Phase
 from odn.schedules import Schedule
 from odn.stage import Stage
@@ -21,27 +23,35 @@ from odn.stage import Stage
 _EVALUATION_BATCH = 256
 
 
-def evaluate(network: nn.Module, split: Split, device: torch.device | None = None) -> int:
+def evaluate(network: nn.Module, split: Split, device: torch.device | None = None, *, together: bool = False) -> int:
     """Count the images that a network classifies correctly, in fp32 and evaluation mode.
 
     Args:
         network: gives logits of shape (B, K); its mode is restored.
         split: the images.
         device: where to evaluate; None means where the network's weights are.
+        together: several processes look at a part each; all have to call this.
 
     Returns:
         Number of correct images, 0 to ``len(split)``.
     """
+    part = share() if together else WHOLE
     device = device or next(network.parameters()).device
     training = network.training
     network.eval()
     correct = torch.zeros((), dtype=torch.int64, device=device)
     with torch.no_grad():
-        for x_BCHW, labels_B in plain_batches(split, _EVALUATION_BATCH, device):
+        count = 0
+        for x_BCHW, labels_B in plain_batches(split, _EVALUATION_BATCH, device, share=part):
             x_BCHW = x_BCHW.contiguous(memory_format=torch.channels_last)
             correct += (network(x_BCHW).argmax(1) == labels_B).sum()
+            count += 1
+        # Parts of a sharded network come from the others, who may have one batch more.
+        most = math.ceil(math.ceil(len(split) / part.world) / _EVALUATION_BATCH)
+        for _ in range(most - count):
+            network(torch.zeros(1, *split.spec.input_shape, device=device))
     network.train(training)
-    return int(correct)
+    return int(total(correct) if together else correct)
 
 
 def recalibrate(network: nn.Module, train: Split, count: int, *, seed: int) -> int:
@@ -174,8 +184,8 @@ def _train_epoch(
     begin = time.perf_counter()
     epoch_seed = derive_seed(seed, phase, depth, epoch)
     loss_sum = torch.tensor(progress.loss_sum, device=stage.device)
-    done, samples = progress.batches, progress.batches * stage.batch_size
-    batches = training_batches(train, stage.batch_size, stage.device, seed=epoch_seed, first=done)
+    done, samples = progress.batches, progress.batches * stage.images_per_step
+    batches = training_batches(train, stage.batch_size, stage.device, seed=epoch_seed, first=done, share=stage.share)
     stage.model.train()
     over = False
     while not over:
@@ -183,23 +193,28 @@ def _train_epoch(
         with torch.random.fork_rng():
             for x_BCHW, labels_B in batches:
                 torch.manual_seed(derive_seed(epoch_seed, "step", done))
-                loss_sum += stage.train_step(x_BCHW, labels_B, schedule) * len(labels_B)
-                done, samples = done + 1, samples + len(labels_B)
-                # Looking at the loss makes a GPU wait, so there it is looked at now and then.
-                if (stage.device.type == "cpu" or done % 16 == 0) and not math.isfinite(float(loss_sum)):
+                loss_sum += stage.train_step(x_BCHW, labels_B, schedule) * stage.images_per_step
+                done, samples = done + 1, samples + stage.images_per_step
+                # Looking at the loss makes GPUs and other processes wait, so there it is looked at now and then.
+                if done % 16 and (stage.device.type != "cpu" or stage.share.world > 1):
+                    continue
+                late = torch.tensor(float(time.perf_counter() > pausing), device=stage.device)
+                state = total(torch.stack([loss_sum, late]))
+                if not math.isfinite(float(state[0])):
                     raise DivergedError(_where(stage, train, depth, epoch, done, epoch_seed))
-                if time.perf_counter() > pausing:
+                if state[1] > 0:
                     over = False
                     break
         if not over:
             seconds = progress.seconds + time.perf_counter() - begin
-            yield Progress(epoch=epoch, batches=done, loss_sum=float(loss_sum), seconds=seconds)
-    loss = float(loss_sum) / samples
+            mean = float(total(loss_sum)) / stage.share.world
+            yield Progress(epoch=epoch, batches=done, loss_sum=mean, seconds=seconds)
+    loss = float(total(loss_sum)) / stage.share.world / samples
     if not math.isfinite(loss):
         raise DivergedError(_where(stage, train, depth, epoch, done, epoch_seed))
     recalibrated = recalibrate(stage.averaged, train, stage.config.recalibration_images, seed=seed)
-    correct = evaluate(stage.averaged, valid)
-    yield EpochRecord(
+    correct = evaluate(stage.averaged, valid, together=True)
+    record = EpochRecord(
         phase=phase,
         depth=depth,
         epoch=epoch,
@@ -212,10 +227,13 @@ def _train_epoch(
         evaluated_samples=recalibrated + len(valid),
         seconds=progress.seconds + time.perf_counter() - begin,
     )
+    yield agree(record)
 
 
 def _where(stage: Stage, train: Split, depth: int, epoch: int, batches: int, epoch_seed: int) -> str:
-    broken = next((n for n, p in stage.prefix.named_parameters() if not bool(torch.isfinite(p).all())), "none yet")
+    weights = weights_of(stage.prefix)
+    parameters = (name for name, _ in stage.prefix.named_parameters())
+    broken = next((name for name in parameters if not bool(torch.isfinite(weights[name]).all())), "none yet")
     order = epoch_order(train, stage.batch_size, seed=epoch_seed)
     images = order[max(batches - 1, 0) * stage.batch_size :][: stage.batch_size]
     names = ", ".join(train.name(int(index)) for index in images[:3])

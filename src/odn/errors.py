@@ -16,6 +16,10 @@ class UsageError(OdnError):
     exit_code = 2
 
 
+class ElsewhereError(OdnError):
+    """The first of several processes failed and says why; this one only ends."""
+
+
 def did_you_mean(given: str, allowed: Iterable[str]) -> str:
     """Return a hint for a misspelt name.
 

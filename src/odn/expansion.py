@@ -18,9 +18,10 @@ from odn.durable import durable_epochs
 from odn.engine import Progress, finish
 from odn.network import PartitionedNetwork
 from odn.planning import ExpandResult, Step, expand_result, next_step, plan_depths
+from odn.processes import training_device
 from odn.records import EpochRecord
 from odn.schedules import Schedule, anneal, constant_after_warmup, cool_down
-from odn.stage import Stage, training_device
+from odn.stage import Stage
 from odn.stopping import cap_of, decide, settle_target
 
 
@@ -121,7 +122,8 @@ def expand_epochs(
             if record.stop is not None:
                 break
     result = expand_result(records, depths, config)
-    network.to(training_device())  # the blocks that were never trained follow the others
+    if not (stage and stage.sharded):
+        network.to(training_device())  # the blocks that were never trained follow the others
     checkpoints.take(kept_name(result.depth), network.prefix(result.depth))
     return result
 
@@ -166,8 +168,7 @@ def _stage_for(
         return _attach(network, step.source, step.depth, training, train)
     if stage.prefix.depth == step.depth:
         return stage
-    # Training goes on from the averaged weights, those that were judged.
-    stage.prefix.load_state_dict(stage.averaged.state_dict())
+    stage.settle()  # training goes on from the averaged weights
     return _attach(network, stage.prefix.depth, step.depth, training, train, previous=stage)
 
 
@@ -183,8 +184,7 @@ def _attach(
     # A new block whose residual branch starts at zero and whose shapes agree leaves the function as it was, and so
     # does its head, copied where the widths match.
     old_head, new_head = network.heads[old_depth - 1], network.heads[depth - 1]
-    same_as: dict[nn.Parameter, nn.Parameter] = {}
-    if _shapes(old_head) == _shapes(new_head):
+    same = _shapes(old_head) == _shapes(new_head)
+    if same:
         new_head.load_state_dict(old_head.state_dict())
-        same_as = dict(zip(new_head.parameters(), old_head.parameters(), strict=True))
-    return Stage(network.prefix(depth), training, train, previous=previous, same_as=same_as)
+    return Stage(network.prefix(depth), training, train, previous=previous, new_head=not same)

@@ -105,7 +105,7 @@ def finetune_epochs(
     config, training = config or FinetuneConfig(), training or TrainConfig()
     checkpoints = checkpoints or Checkpoints("finetune")
     stage = Stage(network, training, train) if config.epochs else None
-    before = evaluate(network, valid)
+    before = evaluate(stage.averaged if stage else network, valid, together=True)
     if stage is None:
         return FinetuneResult(valid_accuracy_before=before / len(valid), valid_accuracy=before / len(valid))
     if checkpoints.position is None:

@@ -1,12 +1,13 @@
 """The flags of a run, and how they come together with a recipe and a dataset's defaults. No torch here."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
 from odn.errors import UsageError
+from odn.launch import restarted
 
 if TYPE_CHECKING:
     from odn.recipe import RunConfig
@@ -32,6 +33,7 @@ class Flags:
         skip_bad_files: leave out image files that cannot be read, and name them.
         width: factor on the channels of a backbone that scales.
         precision: arithmetic of training; auto takes bf16 where the hardware has it.
+        parallel: with several processes (torchrun) each holds a copy of the network, or with fsdp a part of it.
         config: a TOML recipe, as RUN/config.toml; flags go before it.
         resume: continue the run that stands in the run directory.
         force: replace the run that stands in the run directory.
@@ -51,9 +53,25 @@ class Flags:
     skip_bad_files: Annotated[bool | None, Parameter(negative="")] = None
     width: float | None = None
     precision: Literal["auto", "fp32", "bf16"] | None = None
+    parallel: Literal["ddp", "fsdp"] | None = None
     config: Path | None = None
     resume: Annotated[bool, Parameter(negative="")] = False
     force: Annotated[bool, Parameter(negative="")] = False
+
+    def restarted(self, dataset: str | None) -> "Flags":
+        """Continue the run that torchrun has started again after a process of it failed.
+
+        Args:
+            dataset: as given, or None.
+
+        Returns:
+            These flags; after a restart with ``resume`` in the place of ``force`` where the run has begun.
+        """
+        begun = restarted() and (self._directory(dataset) / "config.toml").is_file()
+        return replace(self, resume=True, force=False) if begun else self
+
+    def _directory(self, dataset: str | None) -> Path:
+        return self.run or Path("runs") / (Path(dataset).resolve().stem if dataset else "digits")
 
     def settle(self, dataset: str | None) -> "tuple[RunConfig, Path]":
         """Bring flags, recipe and the dataset's defaults together.
@@ -78,7 +96,7 @@ class Flags:
         dataset = dataset or recipe.get("dataset")
         if dataset is not None and not isinstance(dataset, str):
             raise UsageError(f"'dataset' is {dataset!r} in {self.config}; allowed: a name or a path")
-        run = self.run or Path("runs") / (Path(dataset).resolve().stem if dataset else "digits")
+        run = self._directory(dataset)
         if self.resume:
             recipe = _merged(to_table(read_run_config(run / "config.toml")), recipe)
         flags = {
@@ -92,7 +110,7 @@ class Flags:
                 "image_size": self.image_size,
                 "skip_bad_files": self.skip_bad_files,
             },
-            "train": {"precision": self.precision},
+            "train": {"precision": self.precision, "parallel": self.parallel},
             "expand": {
                 "target_accuracy": 0.0 if self.target == "auto" else self.target,
                 "epochs_per_depth": self.epochs_per_depth,

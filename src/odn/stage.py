@@ -3,23 +3,26 @@
 Shapes: B batch, C channels, H height, W width.
 """
 
+import contextlib
+import copy
 import logging
 import math
 from collections.abc import Mapping
 from typing import Literal, final
 
 import torch
-from accelerate import Accelerator
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from odn.config import Precision, TrainConfig
 from odn.data import Split
-from odn.errors import OdnError
-from odn.network import Prefix
+from odn.errors import OdnError, UsageError
+from odn.network import Prefix, weights_of, whole
+from odn.processes import accelerator, share, total, training_device
 from odn.schedules import Schedule
+from odn.sharding import fill, part_like, shard
 
 _log = logging.getLogger("odn")
 _Tensors = tuple[Tensor, ...] | list[Tensor]
@@ -46,15 +49,6 @@ def resolve_precision(precision: Precision, device: torch.device) -> Literal["fp
     return "fp32"
 
 
-def training_device() -> torch.device:
-    """Return the device on which this process trains and evaluates.
-
-    Returns:
-        As Accelerate chooses it: a GPU where there is one, else the CPU.
-    """
-    return torch.device(Accelerator().device)
-
-
 def batch_size_for(config: TrainConfig, train_count: int) -> int:
     """Choose the number of images per step.
 
@@ -77,12 +71,15 @@ class Stage:
     A new depth gets a new stage, because an optimizer or a distributed wrapper cannot grow.
 
     Args:
-        prefix: the network, holding exactly the parameters to train; it moves to the training device.
+        prefix: the network, holding exactly the parameters to train; it moves to the training device. Where several
+            processes hold a part each (``parallel="fsdp"``) a copy is trained, and ``settle`` brings it back.
         config: optimizer, batch size, averaging.
         train: the training split, for the number of steps per epoch.
-        previous: the stage whose optimizer state is carried over, if any.
-        same_as: for parameters that are copies of a parameter of ``previous``, that parameter; parameters
-            shared by both stages are found by identity.
+        previous: the stage whose optimizer state is carried over by the names of parameters, if any.
+        new_head: the head is not that of the previous stage, and has nothing to carry over.
+
+    Raises:
+        UsageError: when a batch has less than two images per process.
     """
 
     def __init__(
@@ -92,24 +89,42 @@ class Stage:
         train: Split,
         *,
         previous: "Stage | None" = None,
-        same_as: Mapping[nn.Parameter, nn.Parameter] | None = None,
+        new_head: bool = False,
     ) -> None:
         self.config = config
-        self.accelerator = Accelerator()
-        self.device: torch.device = self.accelerator.device
+        self.device, self.share = training_device(), share()
         self.precision = resolve_precision(config.precision, self.device)
         self.batch_size = batch_size_for(config, len(train))
+        self.images_per_step = min(self.batch_size, len(train))
+        if self.images_per_step < 2 * self.share.world:
+            raise UsageError(
+                f"{self.images_per_step} images per step for {self.share.world} processes; BatchNorm needs 2 or more "
+                "in each: start fewer processes or raise train.batch_size"
+            )
         self.steps_per_epoch = max(len(train) // self.batch_size, 1)
         self.step = 0
         self.rate_factor: float = previous.rate_factor if previous else 1.0
         self.micro_batches: int = previous.micro_batches if previous else 1
-        # Convolutions of small images are up to twice as fast with channels last, on CPUs as on GPUs.
-        self.prefix = prefix.to(self.device).to(memory_format=torch.channels_last)
+        self.sharded = config.parallel == "fsdp" and self.share.world > 1
+        self._given = prefix
+        if self.sharded:
+            self.prefix = copy.deepcopy(prefix).to(self.device).to(memory_format=torch.contiguous_format)
+        else:
+            # Convolutions of small images are up to twice as fast with channels last, on CPUs as on GPUs.
+            self.prefix = prefix.to(self.device).to(memory_format=torch.channels_last)
         self.ema = AveragedModel(self.prefix, multi_avg_fn=self._average)
+        if self.sharded:
+            for network in (self.prefix, self.averaged):
+                shard(network, self.share.world)
         self.optimizer: torch.optim.Optimizer = _make_optimizer(self.prefix, config, self.batch_size)
         if previous is not None:
-            _carry_over(previous.optimizer, self.optimizer, same_as or {})
-        self.model, self._stepper = self.accelerator.prepare(self.prefix, self.optimizer)
+            state = previous.optimizer_state()
+            self.load_optimizer_state({n: t for n, t in state.items() if not (new_head and n.startswith("head."))})
+        if self.sharded:
+            self.model, self._stepper = self.prefix, self.optimizer
+        else:
+            self.model, self._stepper = accelerator().prepare(self.prefix, self.optimizer)
+        self._tried = self.share.world == 1
 
     @property
     def averaged(self) -> Prefix:
@@ -122,48 +137,75 @@ class Stage:
         """Train on one batch.
 
         Args:
-            x_BCHW: normalised images.
+            x_BCHW: normalised images, this process's share of the batch.
             labels_B: their classes.
             schedule: factor on the learning rate.
 
         Returns:
-            Mean loss of the batch, a tensor without gradient.
+            Mean loss of the batch, a tensor without gradient; with several processes their mean is.
         """
         self.step += 1
         factor = self.rate_factor * schedule(self.step / self.steps_per_epoch)
         for group in self.optimizer.param_groups:
             group["lr"] = group["initial_lr"] * factor
         x_BCHW = x_BCHW.contiguous(memory_format=torch.channels_last)
-        while True:
-            try:
-                loss = self._forward_and_backward(x_BCHW, labels_B)
-                break
-            except (RuntimeError, MemoryError) as error:
-                self._halve(error, len(labels_B))
+        if not self._tried:
+            self._try_alone(x_BCHW, labels_B)
+        loss = self._compute(x_BCHW, labels_B)
         if self.config.max_gradient_norm:
-            self.accelerator.clip_grad_norm_(self.model.parameters(), self.config.max_gradient_norm)
+            accelerator().clip_grad_norm_(self.model.parameters(), self.config.max_gradient_norm)
         self._stepper.step()
         self._stepper.zero_grad()
         self.ema.update_parameters(self.prefix)
         return loss
 
-    def _forward_and_backward(self, x_BCHW: Tensor, labels_B: Tensor) -> Tensor:
-        total = torch.zeros((), device=self.device)
-        for x, labels in zip(*(t.tensor_split(self.micro_batches) for t in (x_BCHW, labels_B)), strict=True):
-            loss = self._loss(x, labels, len(labels) / len(labels_B))
-            self.accelerator.backward(loss)
-            total += loss.detach()
-        return total
+    def _compute(self, x_BCHW: Tensor, labels_B: Tensor, *, alone: bool = False) -> Tensor:
+        while True:
+            try:
+                return self._forward_and_backward(x_BCHW, labels_B, alone=alone)
+            except (RuntimeError, MemoryError) as error:
+                self._halve(error, len(labels_B), alone=alone or self.share.world == 1)
+
+    def _forward_and_backward(self, x_BCHW: Tensor, labels_B: Tensor, *, alone: bool) -> Tensor:
+        loss_sum = torch.zeros((), device=self.device)
+        parts = list(zip(*(t.tensor_split(self.micro_batches) for t in (x_BCHW, labels_B)), strict=True))
+        for number, (x, labels) in enumerate(parts, 1):
+            # Processes average their gradients once, after the last part, and every image of the step weighs the same.
+            apart = alone or number < len(parts)
+            with accelerator().no_sync(self.model) if apart else contextlib.nullcontext():
+                loss = self._loss(x, labels, self.share.world * len(labels) / self.images_per_step)
+                accelerator().backward(loss)
+            loss_sum += loss.detach()
+        return loss_sum
 
     def _loss(self, x: Tensor, labels: Tensor, share: float) -> Tensor:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
             loss = F.cross_entropy(self.model(x), labels, label_smoothing=self.config.label_smoothing)
         return loss * share
 
-    def _halve(self, error: RuntimeError | MemoryError, batch_size: int) -> None:
+    def _try_alone(self, x_BCHW: Tensor, labels_B: Tensor) -> None:
+        """Find out whether a batch fits before others wait for its gradients, and take the smallest parts of all."""
+        self._tried = True
+        if self.sharded:
+            return  # not even a forward pass can be done alone
+        buffers = [buffer.clone() for buffer in self.prefix.buffers()]
+        with torch.random.fork_rng():
+            self._compute(x_BCHW, labels_B, alone=True)
+        self._stepper.zero_grad()
+        for buffer, before in zip(self.prefix.buffers(), buffers, strict=True):
+            buffer.copy_(before)
+        parts = torch.zeros(self.share.world, dtype=torch.int64, device=self.device)
+        parts[self.share.rank] = self.micro_batches
+        self.micro_batches = int(total(parts).max())
+
+    def _halve(self, error: RuntimeError | MemoryError, batch_size: int, *, alone: bool) -> None:
         """Make room after running out of memory: half as many images at a time, the same batch in all."""
         if not (isinstance(error, MemoryError) or should_reduce_batch_size(error)):
             raise error
+        if not alone:  # the others wait for this one at a place where it no longer comes
+            raise OdnError(
+                f"out of memory with {batch_size} images per process; start more processes or lower train.batch_size"
+            ) from error
         smaller = batch_size // (2 * self.micro_batches)
         if smaller < 2:
             raise OdnError(
@@ -173,6 +215,55 @@ class Stage:
         self._stepper.zero_grad()
         clear_device_cache(garbage_collection=True)
         _log.warning("out of memory: going on with %d images at a time; batches stay at %d", smaller, batch_size)
+
+    def settle(self) -> None:
+        """Give the network that training was given the averaged weights, those that were judged."""
+        fill(self._given, weights_of(self.averaged))
+
+    def optimizer_state(self) -> dict[str, Tensor]:
+        """Return what the optimizer remembers, e.g. momenta, as whole CPU tensors.
+
+        Returns:
+            By ``parameter/entry``.
+        """
+        return {
+            f"{name}/{key}": whole(value).detach().cpu().contiguous()
+            for name, parameter in self.prefix.named_parameters()
+            for key, value in self.optimizer.state.get(parameter, {}).items()
+            if isinstance(value, Tensor)
+        }
+
+    def load_optimizer_state(self, state: Mapping[str, Tensor]) -> None:
+        """Let the optimizer remember what one of another stage did.
+
+        Args:
+            state: as from ``optimizer_state``; entries for parameters that are not here are left out.
+        """
+        for name, parameter in self.prefix.named_parameters():
+            found = {key.removeprefix(f"{name}/"): t for key, t in state.items() if key.startswith(f"{name}/")}
+            self.optimizer.state.pop(parameter, None)
+            if found:
+                # The parameter's own memory layout keeps later sums bit-identical.
+                self.optimizer.state[parameter] = {
+                    key: part_like(parameter.detach(), t) if t.ndim else t.clone() for key, t in found.items()
+                }
+
+    def check_copies(self) -> None:
+        """Make sure that all processes hold the same weights, bit for bit.
+
+        Raises:
+            OdnError: when they do not.
+        """
+        if self.sharded or self.share.world == 1:
+            return
+        tensors = [*self.prefix.parameters(), *self.averaged.parameters()]
+        # The sum of the bits, as whole numbers, depends on no order.
+        sums = torch.stack([t.detach().view(torch.int32).sum(dtype=torch.int64) for t in tensors])
+        if not torch.equal(total(sums), self.share.world * sums):
+            raise OdnError(
+                "the processes no longer hold the same weights: one of them computes wrongly; continue with --resume "
+                "on other hardware"
+            )
 
     def _average(self, averaged: _Tensors, current: _Tensors, count: Tensor | int) -> None:
         horizon = min(max(self.config.ema_epochs * self.steps_per_epoch, 10.0), _MAX_EMA_STEPS)
@@ -195,15 +286,3 @@ def _make_optimizer(prefix: Prefix, config: TrainConfig, batch_size: int) -> tor
     if sgd:
         return torch.optim.SGD(groups, lr=rate, momentum=0.9, nesterov=True)
     return torch.optim.AdamW(groups, lr=rate)
-
-
-def _carry_over(
-    old: torch.optim.Optimizer, new: torch.optim.Optimizer, same_as: Mapping[nn.Parameter, nn.Parameter]
-) -> None:
-    for group in new.param_groups:
-        for parameter in group["params"]:
-            state = old.state.get(same_as.get(parameter, parameter))
-            if state:
-                new.state[parameter] = {
-                    key: value.clone() if isinstance(value, Tensor) else value for key, value in state.items()
-                }

@@ -15,23 +15,25 @@ SPEC_FILE, WEIGHTS_FILE = "spec.json", "weights.safetensors"
 _MAX_JSON_BYTES = 64 * 1024**2
 
 
-def save_network(network: Prefix, directory: Path) -> None:
+def save_network(network: Prefix, directory: Path, weights: dict[str, Tensor] | None = None) -> None:
     """Write a network's spec and weights.
 
     Args:
         network: a prefix of a named backbone.
         directory: one that stands there is replaced.
+        weights: those of the network where they are at hand, as from ``weights_of``.
     """
     with new_directory(directory) as partial:
-        write_network(network, partial)
+        write_network(network, partial, weights)
 
 
-def write_network(network: Prefix, directory: Path) -> None:
+def write_network(network: Prefix, directory: Path, weights: dict[str, Tensor] | None = None) -> None:
     """Write spec and weights into a directory that is being filled.
 
     Args:
         network: a prefix of a named backbone.
         directory: where to write.
+        weights: those of the network where they are at hand, as from ``weights_of``.
 
     Raises:
         OdnError: when the network was built by hand and has no spec, or the directory cannot be written.
@@ -39,7 +41,7 @@ def write_network(network: Prefix, directory: Path) -> None:
     if network.spec is None:
         raise OdnError("a network built by hand has no spec to rebuild it from; start from odn.partition(NAME, ...)")
     write_atomically(directory / SPEC_FILE, network.spec.to_json())
-    write_atomically(directory / WEIGHTS_FILE, save_tensors(weights_of(network)))
+    write_atomically(directory / WEIGHTS_FILE, save_tensors(weights_of(network) if weights is None else weights))
 
 
 def load_network(directory: Path) -> Prefix:

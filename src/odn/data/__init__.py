@@ -1,5 +1,10 @@
 """Datasets: read, split, decode, augment."""
 
+from odn.data.batches import WHOLE as WHOLE
+from odn.data.batches import Share as Share
+from odn.data.batches import epoch_order as epoch_order
+from odn.data.batches import plain_batches as plain_batches
+from odn.data.batches import training_batches as training_batches
 from odn.data.images import decode as decode
 from odn.data.loading import Data as Data
 from odn.data.loading import load_data as load_data
@@ -9,6 +14,3 @@ from odn.data.splits import Preprocessing as Preprocessing
 from odn.data.splits import Split as Split
 from odn.data.splits import TensorSplit as TensorSplit
 from odn.data.splits import derive_seed as derive_seed
-from odn.data.splits import epoch_order as epoch_order
-from odn.data.splits import plain_batches as plain_batches
-from odn.data.splits import training_batches as training_batches

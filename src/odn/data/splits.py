@@ -16,9 +16,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from odn.config import AugmentConfig
-from odn.data.augment import augment
 from odn.data.images import BadImage, decode, image_warnings
 from odn.errors import UsageError
+from odn.launch import local_world_size
 
 
 def derive_seed(seed: int, *parts: str | int) -> int:
@@ -190,12 +190,12 @@ class FileSplit:
         paths: image files.
         labels: int64, shape (N,), indices into the classes of ``spec``.
         spec: of the dataset.
-        workers: processes that decode; 0 means one per CPU core, at most 8.
+        workers: processes that decode; 0 means one per CPU core that this process has to itself, at most 8.
     """
 
     def __init__(self, paths: Sequence[Path], labels: Tensor, spec: DataSpec, workers: int = 0) -> None:
         self.paths, self.labels, self.spec = list(paths), labels, spec
-        self.workers = workers or min(8, os.cpu_count() or 1)
+        self.workers = workers or max(1, min(8, (os.cpu_count() or 1) // local_world_size()))
         self._files = _Files(self.paths, labels.tolist(), spec.input_shape)
 
     def __len__(self) -> int:
@@ -233,66 +233,3 @@ class FileSplit:
     def name(self, index: int) -> str:
         """Return the image's file."""
         return str(self.paths[index])
-
-
-def epoch_order(split: Split, batch_size: int, *, seed: int) -> Tensor:
-    """Return the images of one training epoch in the order they are visited.
-
-    A last batch smaller than the others is left out, because BatchNorm's statistics of few images are poor.
-
-    Args:
-        split: the training split.
-        batch_size: images per batch.
-        seed: of the epoch.
-
-    Returns:
-        Positions in the split, int64; a whole number of batches, or all images where they do not fill one.
-    """
-    order = torch.randperm(len(split), generator=torch.Generator().manual_seed(seed))
-    return order[: max(len(order) // batch_size, 1) * batch_size]
-
-
-def training_batches(
-    split: Split, batch_size: int, device: torch.device, *, seed: int, first: int = 0
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield one epoch of shuffled, augmented, normalised training batches.
-
-    Args:
-        split: the training split.
-        batch_size: images per batch.
-        device: where the batches are wanted.
-        seed: fixes the order of this epoch, and with the number of the batch its augmentation.
-        first: number of the batch to begin with, from 0; those before are not even loaded.
-
-    Yields:
-        float32 images of shape (B, C, H, W) and int64 labels of shape (B,).
-    """
-    order = epoch_order(split, batch_size, seed=seed)[first * batch_size :]
-    if not len(order):
-        return  # the epoch was interrupted after its last batch
-    for number, (images, labels) in enumerate(split.batches(batch_size, order, device), first):
-        generator = torch.Generator().manual_seed(derive_seed(seed, "batch", number))
-        x_BCHW = augment(images.float() / 255, split.spec.augment, generator)
-        yield split.spec.preprocessing.normalise(x_BCHW), labels
-
-
-def plain_batches(
-    split: Split, batch_size: int, device: torch.device, *, count: int | None = None, seed: int = 0
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield normalised batches without augmentation.
-
-    Args:
-        split: any split.
-        batch_size: images per batch; the last one may be smaller.
-        device: where the batches are wanted.
-        count: a random subset of so many images; None yields all, in order.
-        seed: fixes that subset.
-
-    Yields:
-        float32 images of shape (B, C, H, W) and int64 labels of shape (B,).
-    """
-    indices = torch.arange(len(split))
-    if count is not None:
-        indices = torch.randperm(len(split), generator=torch.Generator().manual_seed(seed))[:count]
-    for images, labels in split.batches(batch_size, indices, device):
-        yield split.spec.preprocessing.normalise(images.float() / 255), labels

@@ -1,0 +1,28 @@
+"""What ``torchrun`` tells a process about itself, by environment variables. No torch here."""
+
+import os
+
+
+def launched() -> bool:
+    """Return whether ``torchrun`` started this process."""
+    return "TORCHELASTIC_RUN_ID" in os.environ
+
+
+def restarted() -> bool:
+    """Return whether ``torchrun`` started this process again after one of them had failed."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+
+
+def rank() -> int:
+    """Return the number of this process, from 0."""
+    return int(os.environ.get("RANK", "0"))
+
+
+def world_size() -> int:
+    """Return the number of processes that work together."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def local_world_size() -> int:
+    """Return the number of those processes that run on this machine."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))

@@ -1,0 +1,155 @@
+"""The processes that train one network together, as ``torchrun`` starts them: who is first, sums, agreement.
+
+Without ``torchrun`` there is one process, and everything here is free.
+"""
+
+import contextlib
+import contextvars
+import functools
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from typing import ParamSpec, TypeVar
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs, broadcast_object_list
+from torch import Tensor
+
+from odn.data import Share
+from odn.errors import ElsewhereError, OdnError
+from odn.launch import world_size
+
+Value = TypeVar("Value")
+Given = ParamSpec("Given")
+
+_alone = contextvars.ContextVar("alone", default=False)
+# The first process measures and writes the report while the others wait; lost ones are torchrun's to notice.
+_PATIENCE = timedelta(hours=1)
+
+
+@functools.cache
+def accelerator() -> Accelerator:
+    """Return Accelerate's view of this process, joining it with the others at the first call.
+
+    Returns:
+        The same object every time.
+
+    Raises:
+        OdnError: when ``torchrun`` started several processes and they did not find each other.
+    """
+    found = Accelerator(
+        # Left to itself, Accelerate takes CPU processes for single ones where torch was built for CUDA.
+        cpu=not torch.accelerator.is_available(),
+        # Running statistics of BatchNorm are never used as they are, but recomputed for averaged weights.
+        kwargs_handlers=[
+            InitProcessGroupKwargs(timeout=_PATIENCE),
+            DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True),
+        ],
+    )
+    if found.num_processes != world_size():
+        raise OdnError(
+            f"torchrun started {world_size()} processes, but this one sees {found.num_processes}; "
+            "give every process its own GPU, or hide the GPUs with CUDA_VISIBLE_DEVICES="
+        )
+    return found
+
+
+def training_device() -> torch.device:
+    """Return the device on which this process trains and evaluates.
+
+    Returns:
+        As Accelerate chooses it: a GPU where there is one, else the CPU.
+    """
+    device = torch.device(accelerator().device)
+    return torch.device("cpu") if device.type == "cpu" else device
+
+
+def share() -> Share:
+    """Return which part of the data this process takes.
+
+    Returns:
+        Its number and the number of processes; one of one within a step of the first process alone.
+    """
+    if _alone.get():
+        return Share()
+    return Share(rank=accelerator().process_index, world=accelerator().num_processes)
+
+
+def wait() -> None:
+    """Wait until every process has come here."""
+    if share().world > 1:
+        accelerator().wait_for_everyone()
+
+
+def agree(value: Value) -> Value:
+    """Give every process what the first one has.
+
+    Args:
+        value: of this process.
+
+    Returns:
+        The value of the first process.
+    """
+    if share().world == 1:
+        return value
+    values = [value]
+    broadcast_object_list(values, from_process=0)
+    return values[0]
+
+
+def total(values: Tensor) -> Tensor:
+    """Add up tensors over all processes.
+
+    Args:
+        values: of this process.
+
+    Returns:
+        Their sum, the same in every process.
+    """
+    if share().world == 1:
+        return values
+    summed: Tensor = accelerator().reduce(values, reduction="sum")
+    return summed
+
+
+def first_only(step: Callable[Given, Value]) -> Callable[Given, Value]:
+    """Let the first process do a step alone, while the others wait for its result.
+
+    Args:
+        step: reads and writes files. Within it everything is as if there were one process.
+
+    Returns:
+        The step, for every process to call.
+    """
+
+    @functools.wraps(step)
+    def called(*args: Given.args, **kwargs: Given.kwargs) -> Value:
+        if share().world == 1:
+            return step(*args, **kwargs)
+        nothing: list[Value] = []
+        if share().rank > 0:
+            if not (result := agree(nothing)):
+                raise ElsewhereError("the first process failed")
+            return result[0]
+        outside = _alone.set(True)
+        try:
+            done = [step(*args, **kwargs)]
+        except Exception:
+            _alone.reset(outside)
+            agree(nothing)  # or the others would wait for ever
+            raise
+        _alone.reset(outside)
+        return agree(done)[0]
+
+    return called
+
+
+@contextlib.contextmanager
+def first_on_each_machine() -> Iterator[None]:
+    """Let one process of each machine do what is inside before the others do, e.g. download.
+
+    Yields:
+        Nothing.
+    """
+    with accelerator().local_main_process_first() if share().world > 1 else contextlib.nullcontext():
+        yield

@@ -1,0 +1,156 @@
+"""The run directory: begun, checked, held against other runs, and cleared of what is out of date.
+
+Of several processes the first one writes; all have to call these functions.
+"""
+
+import contextlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+from odn.checkpoint import Checkpoints
+from odn.data import DataSpec
+from odn.errors import OdnError, UsageError
+from odn.files import exclusive, new_directory, remove, write_atomically
+from odn.processes import first_only, share
+from odn.recipe import RunConfig, read_run_config, to_toml
+from odn.tables import from_table, to_table
+
+# What the steps after expansion add, in order: writing one makes those after it out of date.
+_PRODUCTS = ("extracted", "finetuned", "artifact", "report.json", "report.html")
+
+
+@contextlib.contextmanager
+def held(path: Path) -> Iterator[None]:
+    """Keep other runs out of a run directory; the processes of one run are in it together.
+
+    Args:
+        path: a run directory that stands there.
+
+    Yields:
+        Nothing.
+
+    Raises:
+        OdnError: when another run is in it.
+    """
+    with exclusive(path) if share().rank == 0 else contextlib.nullcontext():
+        yield
+
+
+@first_only
+def check_directory(config: RunConfig, path: Path, *, force: bool, resume: bool) -> None:
+    """Refuse a place where a run cannot start or go on, before anything is written.
+
+    Args:
+        config: of the run.
+        path: the run directory.
+        force: a run that stands there may be replaced.
+        resume: a run that stands there is continued.
+
+    Raises:
+        UsageError: when something else stands there, or a run with other settings.
+    """
+    if force and resume:
+        raise UsageError("--force and --resume exclude each other; give one of them")
+    if resume:
+        stored = read_run_config(path / "config.toml")
+        if stored != config:
+            raise UsageError(f"{path} was started with {_difference(stored, config)}; leave that out to resume")
+    elif path.is_dir() and any(path.iterdir()):
+        if not all((path / name).is_file() for name in ("config.toml", "data.json")):
+            raise UsageError(f"{path} exists and is not a run directory; choose another with --run")
+        if not force:
+            raise UsageError(f"{path} holds a run; continue it with --resume, replace it with --force, or choose --run")
+    elif path.exists() and not path.is_dir():
+        raise UsageError(f"{path} is a file; choose a directory with --run")
+
+
+def _difference(stored: RunConfig, asked: RunConfig) -> str:
+    def flat(table: dict[str, object], prefix: str = "") -> dict[str, object]:
+        found: dict[str, object] = {}
+        for name, value in table.items():
+            found |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+        return found
+
+    old, new = flat(to_table(stored)), flat(to_table(asked))
+    name = next(name for name in old if old[name] != new[name])
+    return f"{name} = {old[name]!r}, not {new[name]!r}"
+
+
+@first_only
+def create_directory(config: RunConfig, data: DataSpec, path: Path) -> None:
+    """Begin a run; one that stands there is replaced.
+
+    Args:
+        config: every setting.
+        data: what the run learns from.
+        path: the run directory.
+
+    Raises:
+        OdnError: when a run is going on there.
+    """
+    with exclusive(path) if path.is_dir() else contextlib.nullcontext():
+        pass
+    with new_directory(path) as partial:
+        write_atomically(partial / "data.json", json.dumps(to_table(data), indent=2) + "\n")
+        write_config(config, partial)
+
+
+def write_config(config: RunConfig, path: Path) -> None:
+    """Write the settings of a run.
+
+    Args:
+        config: every setting.
+        path: the run directory.
+    """
+    write_atomically(path / "config.toml", to_toml(config))
+
+
+def read_data_spec(path: Path) -> DataSpec:
+    """Read what a run learns from.
+
+    Args:
+        path: the run directory.
+
+    Returns:
+        The labels, preprocessing and sizes of its dataset.
+
+    Raises:
+        OdnError: when it is not a run directory, or damaged.
+    """
+    file = path / "data.json"
+    if not file.is_file():
+        raise OdnError(f"{path} is not a run directory: it has no data.json; start one with odn run")
+    try:
+        return from_table(DataSpec, json.loads(file.read_text(encoding="utf-8")))
+    except (OSError, ValueError, AttributeError, UsageError) as error:
+        raise OdnError(f"{file} is damaged ({error}); start anew with --force") from error
+
+
+def check_data(path: Path, data: DataSpec) -> None:
+    """Refuse other data than a run was started with.
+
+    Args:
+        path: the run directory.
+        data: of the dataset at hand.
+
+    Raises:
+        OdnError: when they differ.
+    """
+    if read_data_spec(path) != data:
+        raise OdnError(f"{data.name} is not the data that {path} was started with; restore it, or use --force")
+
+
+@first_only
+def clear_after(path: Path, product: str | None) -> None:
+    """Remove what is out of date once a product is written.
+
+    Args:
+        path: the run directory.
+        product: ``extracted``, ``finetuned``, ``artifact`` ...; None means the outcome of expansion.
+    """
+    if product is None:
+        Checkpoints("finetune", path)  # a new network is fine-tuned from the start
+    start = 0 if product is None else _PRODUCTS.index(product) + 1
+    for name in _PRODUCTS[start:]:
+        remove(path / name)
