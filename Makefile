@@ -9,7 +9,7 @@ demo: $(INSTALLED)
 	$(BIN)/odn run digits --run runs/demo --force
 
 test: $(INSTALLED)
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadgroup
 
 lint: $(INSTALLED)
 	$(BIN)/ruff format --check .

@@ -13,7 +13,7 @@ from cyclopts import App, CycloptsError, Parameter
 
 from odn.errors import ElsewhereError, OdnError, UsageError
 from odn.flags import Flags
-from odn.launch import launched, rank
+from odn.launch import launched, rank, world_size
 
 if TYPE_CHECKING:
     from odn.recipe import RunConfig
@@ -268,11 +268,23 @@ def main(arguments: Sequence[str] | None = None) -> None:
         code = FAILED
     except OSError as error:
         code = _fail(" ".join(str(error).split()), FAILED)
+    except RuntimeError as error:
+        code = _fail(_lost(error), FAILED)
     except KeyboardInterrupt:
         code = _fail("interrupted; what a run finished is kept, the same command continues with --resume", FAILED)
     if code == TARGET_MISSED and launched():
         code = DONE  # a result; torchrun would take another code for a crash and start again
     raise SystemExit(code if isinstance(code, int) else DONE)
+
+
+def _lost(error: RuntimeError) -> str:
+    """Say what it means when communication between processes fails; any other error is a defect and stays one."""
+    if world_size() > 1:
+        from odn.processes import lost_another
+
+        if lost_another(error):
+            return "another process is gone; continue with --resume, or let torchrun do that with --max-restarts"
+    raise error
 
 
 def _mute() -> None:

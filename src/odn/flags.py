@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from cyclopts import Parameter
 
 from odn.errors import UsageError
-from odn.launch import restarted
+from odn.launch import restarts
 
 if TYPE_CHECKING:
     from odn.recipe import RunConfig
@@ -67,7 +67,7 @@ class Flags:
         Returns:
             These flags; after a restart with ``resume`` in the place of ``force`` where the run has begun.
         """
-        begun = restarted() and (self._directory(dataset) / "config.toml").is_file()
+        begun = restarts() > 0 and (self._directory(dataset) / "config.toml").is_file()
         return replace(self, resume=True, force=False) if begun else self
 
     def _directory(self, dataset: str | None) -> Path:

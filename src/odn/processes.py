@@ -6,6 +6,7 @@ Without ``torchrun`` there is one process, and everything here is free.
 import contextlib
 import contextvars
 import functools
+import os
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from typing import ParamSpec, TypeVar
@@ -13,11 +14,12 @@ from typing import ParamSpec, TypeVar
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs, broadcast_object_list
-from torch import Tensor
+from torch import Tensor, nn
+from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]
 
 from odn.data import Share
 from odn.errors import ElsewhereError, OdnError
-from odn.launch import world_size
+from odn.launch import rank, restarts, world_size
 
 Value = TypeVar("Value")
 Given = ParamSpec("Given")
@@ -37,13 +39,14 @@ def accelerator() -> Accelerator:
     Raises:
         OdnError: when ``torchrun`` started several processes and they did not find each other.
     """
+    if restarts():
+        _meet_again()
     found = Accelerator(
         # Left to itself, Accelerate takes CPU processes for single ones where torch was built for CUDA.
         cpu=not torch.accelerator.is_available(),
-        # Running statistics of BatchNorm are never used as they are, but recomputed for averaged weights.
         kwargs_handlers=[
             InitProcessGroupKwargs(timeout=_PATIENCE),
-            DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True),
+            DistributedDataParallelKwargs(gradient_as_bucket_view=True),
         ],
     )
     if found.num_processes != world_size():
@@ -52,6 +55,30 @@ def accelerator() -> Accelerator:
             "give every process its own GPU, or hide the GPUs with CUDA_VISIBLE_DEVICES="
         )
     return found
+
+
+def _meet_again() -> None:
+    # With torchrun's c10d rendezvous (--standalone) the store still holds the addresses of the processes that are gone,
+    # and PyTorch does not tell the attempts apart there.
+    store = TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False)
+    torch.distributed.init_process_group(
+        store=PrefixStore(f"attempt_{restarts()}", store),
+        rank=rank(),
+        world_size=world_size(),
+        timeout=_PATIENCE,
+    )
+
+
+def lost_another(error: RuntimeError) -> bool:
+    """Say whether an error means that another process is gone.
+
+    Args:
+        error: as raised by PyTorch.
+
+    Returns:
+        True for failed communication.
+    """
+    return isinstance(error, torch.distributed.DistError) or "gloo" in str(error).lower()
 
 
 def training_device() -> torch.device:
@@ -110,6 +137,20 @@ def total(values: Tensor) -> Tensor:
         return values
     summed: Tensor = accelerator().reduce(values, reduction="sum")
     return summed
+
+
+def copy_from_first(module: nn.Module) -> None:
+    """Give every process the weights of the first one.
+
+    Args:
+        module: of the same shapes in all of them.
+    """
+    if share().world == 1:
+        return
+    for tensor in (*module.parameters(), *module.buffers()):
+        received = tensor.detach().contiguous()
+        torch.distributed.broadcast(received, 0)
+        tensor.detach().copy_(received)
 
 
 def first_only(step: Callable[Given, Value]) -> Callable[Given, Value]:

@@ -20,7 +20,7 @@ from odn.config import Precision, TrainConfig
 from odn.data import Split
 from odn.errors import OdnError, UsageError
 from odn.network import Prefix, weights_of, whole
-from odn.processes import accelerator, share, total, training_device
+from odn.processes import accelerator, copy_from_first, share, total, training_device
 from odn.schedules import Schedule
 from odn.sharding import fill, part_like, shard
 
@@ -112,6 +112,7 @@ class Stage:
         else:
             # Convolutions of small images are up to twice as fast with channels last, on CPUs as on GPUs.
             self.prefix = prefix.to(self.device).to(memory_format=torch.channels_last)
+        copy_from_first(self.prefix)
         self.ema = AveragedModel(self.prefix, multi_avg_fn=self._average)
         if self.sharded:
             for network in (self.prefix, self.averaged):
