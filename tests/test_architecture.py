@@ -17,7 +17,7 @@ ROWS = [
     ["records", "recipe"],
     ["defaults"],
     ["data", "layers", "measure", "stopping", "schedules"],
-    ["backbones", "planning"],
+    ["backbones", "search"],
     ["network", "processes"],
     ["sharding", "page"],
     ["stage"],
@@ -26,7 +26,8 @@ ROWS = [
     ["checkpoint", "artifact"],
     ["durable", "rundir"],
     ["expansion", "extraction", "reporting"],
-    ["run", "flags", "display"],
+    ["run", "flags", "display", "plan"],
+    ["survey"],
     ["cli", "__init__"],
     ["__main__"],
 ]
@@ -66,7 +67,8 @@ def test_modules_stay_small(path):
 def public_functions():
     for path in FILES:
         for node in ast.parse(path.read_text()).body:
-            if isinstance(node, ast.FunctionDef) and not node.name.startswith("_") and path.stem != "cli":
+            # The docstring of a command is its help text.
+            if isinstance(node, ast.FunctionDef) and not node.name.startswith("_") and node.name[-8:] != "_command":
                 yield pytest.param(node, id=f"{unit(path)}.{node.name}")
 
 

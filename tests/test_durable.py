@@ -9,9 +9,10 @@ import torch
 from conftest import tiny_data
 from odn.checkpoint import Checkpoints
 from odn.config import FinetuneConfig, TrainConfig
+from odn.data import Share
 from odn.durable import MOST_ROLLBACKS
 from odn.engine import finish
-from odn.errors import OdnError
+from odn.errors import OdnError, UsageError
 from odn.expansion import expand, expand_epochs
 from odn.extraction import extract, finetune_epochs
 from odn.files import exclusive
@@ -220,6 +221,59 @@ def test_out_of_memory_with_two_images_is_explained(monkeypatch):
 def test_other_errors_are_not_taken_for_a_lack_of_memory(monkeypatch):
     monkeypatch.setattr(Stage, "_loss", lambda *_: (_ for _ in ()).throw(RuntimeError("something else")))
     with pytest.raises(RuntimeError, match="something else"):
+        one_step()
+
+
+def among_two(monkeypatch, total) -> None:
+    """Let a single process believe that it is one of two."""
+    monkeypatch.setattr("odn.stage.share", lambda: Share(rank=0, world=2))
+    monkeypatch.setattr("odn.stage.copy_from_first", lambda module: None)
+    monkeypatch.setattr("odn.stage.total", total)
+
+
+def test_of_two_processes_the_one_with_less_memory_sets_the_parts_before_gradients_are_shared(monkeypatch):
+    torch.manual_seed(0)
+    start = by_hand(norm=False).prefix(1)
+    alone = one_step(weight_decay=0.0)
+    parts = []
+
+    def total(values):
+        parts.append(values.clone())
+        return values + torch.tensor([0, 8])  # what the other one needs
+
+    among_two(monkeypatch, total)
+    out_of_memory_above(monkeypatch, 5)
+    stage = one_step(weight_decay=0.0)
+    assert [part.tolist() for part in parts] == [[4, 0]]
+    assert stage.micro_batches == 8
+    # The trial leaves nothing behind: the step is that of a single process, with gradients twice as large, because
+    # this process was given the images of both.
+    for before, mine, theirs in zip(
+        start.parameters(), stage.prefix.parameters(), alone.prefix.parameters(), strict=True
+    ):
+        torch.testing.assert_close(mine - before, 2 * (theirs - before))
+
+
+def test_running_out_of_memory_while_others_wait_is_explained(monkeypatch):
+    among_two(monkeypatch, lambda values: values)
+    stage = one_step()
+    out_of_memory_above(monkeypatch, 5)
+    with pytest.raises(OdnError, match="out of memory with 16 images per process; start more processes or lower train"):
+        stage.train_step(torch.randn(16, 1, 8, 8), torch.arange(16) % 3, constant_after_warmup(0.0))
+
+
+def test_processes_whose_weights_differ_are_found_out(monkeypatch):
+    among_two(monkeypatch, lambda values: 2 * values)
+    stage = one_step()
+    stage.check_copies()
+    monkeypatch.setattr("odn.stage.total", lambda values: 2 * values + 1)
+    with pytest.raises(OdnError, match="the processes no longer hold the same weights: one of them computes wrongly"):
+        stage.check_copies()
+
+
+def test_a_batch_has_two_images_for_every_process(monkeypatch):
+    monkeypatch.setattr("odn.stage.share", lambda: Share(rank=0, world=9))
+    with pytest.raises(UsageError, match="16 images per step for 9 processes; BatchNorm needs 2 or more in each"):
         one_step()
 
 

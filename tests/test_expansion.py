@@ -11,8 +11,8 @@ from odn.errors import UsageError
 from odn.expansion import _attach, expand, expand_epochs
 from odn.extraction import extract, finetune, finetune_epochs
 from odn.network import PartitionedNetwork, partition
-from odn.planning import expand_result
 from odn.records import StopReason, read_history
+from odn.search import expand_result
 from odn.stage import Stage
 from test_network import by_hand
 

@@ -7,19 +7,20 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import App, CycloptsError, Parameter
 
-from odn.errors import ElsewhereError, OdnError, UsageError
+from odn.errors import ElsewhereError, OdnError
 from odn.flags import Flags
 from odn.launch import launched, rank, world_size
+from odn.survey import COMMANDS, DONE, Switch, print_json
 
 if TYPE_CHECKING:
     from odn.recipe import RunConfig
     from odn.run import Watch
 
-DONE, FAILED, USAGE, TARGET_MISSED = 0, 1, 2, 3
+FAILED, USAGE, TARGET_MISSED = 1, 2, 3
 
 app = App(
     name="odn",
@@ -34,9 +35,6 @@ def _version() -> str:
     from importlib.metadata import version
 
     return version("optimally-deep")
-
-
-Switch = Annotated[bool, Parameter(negative="")]
 
 
 @app.command(name="run")
@@ -56,7 +54,7 @@ def run_command(dataset: str | None = None, /, *, flags: Flags = Flags(), json: 
 
     report = run(config, path, force=flags.force, resume=flags.resume, watch=_watch(config))
     if json:
-        _print_json(report.figures)
+        print_json(report.figures)
     else:
         print_report(report)
     return DONE if report.figures["reached"] else TARGET_MISSED
@@ -78,7 +76,7 @@ def expand_command(dataset: str | None = None, /, *, flags: Flags = Flags(), jso
     result = expand_run(config, path, force=flags.force, resume=flags.resume, watch=_watch(config))
     outcome = {"depth": result.depth, "reached": result.reached, "valid_accuracy": result.valid_accuracy}
     if json:
-        _print_json(outcome)
+        print_json(outcome)
     else:
         verdict = "reached" if result.reached else "not reached"
         print(f"target {verdict}: depth {result.depth}, valid {result.valid_accuracy:.4f}; next: odn extract {path}")
@@ -150,74 +148,10 @@ def report_command(run: Path, /, *, json: Switch = False) -> int:
 
     report = report_run(run)
     if json:
-        _print_json(report.figures)
+        print_json(report.figures)
     else:
         print_report(report)
     return DONE if report.figures["reached"] else TARGET_MISSED
-
-
-@app.command(name="profile")
-def profile_command(
-    backbone: str,
-    /,
-    *,
-    input_shape: str = "3x32x32",
-    classes: int = 10,
-    width: float = 1.0,
-    json: Switch = False,
-) -> int:
-    """Print the cost of every depth of a backbone: no data, no training.
-
-    Args:
-        backbone: see odn backbones.
-        input_shape: channels, height and width of an image.
-        classes: number of labels.
-        width: factor on the channels of a backbone that scales.
-        json: print a list of objects instead of the table.
-    """
-    shape = _shape(input_shape)
-    from odn.display import print_rows
-    from odn.measure import profile
-    from odn.network import build_network
-
-    network = build_network(backbone, shape, classes, width=width, device="meta")
-    rows = profile(network.prefixes(), shape)
-    if json:
-        _print_json(rows)
-    else:
-        print_rows(f"{backbone}, {input_shape}, {classes} classes", rows)
-    return DONE
-
-
-@app.command(name="backbones")
-def backbones_command(*, json: Switch = False) -> int:
-    """List the backbones that can be named; parameters are those of the full depth for 3x32x32 and 10 classes.
-
-    Args:
-        json: print a list of objects instead of the table.
-    """
-    from odn.backbones import BACKBONES
-    from odn.display import print_rows
-    from odn.network import build_network
-
-    rows = []
-    for entry in BACKBONES.values():
-        network = build_network(entry.name, (3, 32, 32), 10, device="meta")
-        parameters = sum(p.numel() for p in network.prefix(network.max_depth).parameters())
-        rows.append(
-            {
-                "name": entry.name,
-                "library": entry.library,
-                "task": entry.task,
-                "blocks": network.max_depth,
-                "parameters": parameters,
-            }
-        )
-    if json:
-        _print_json(rows)
-    else:
-        print_rows("backbones", rows)
-    return DONE
 
 
 @app.command(name="predict")
@@ -240,6 +174,10 @@ def predict_command(
         else:
             print(f"{path}\t{prediction.label}\t{prediction.probability:.4f}")
     return DONE
+
+
+for _name, _command in COMMANDS.items():
+    app.command(_command, name=_name)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -300,20 +238,8 @@ def _fail(message: str, code: int) -> int:
     return code
 
 
-def _shape(text: str) -> tuple[int, int, int]:
-    sides = text.lower().split("x")
-    if len(sides) != 3 or not all(s.isascii() and s.isdigit() and len(s) < 10 for s in sides):
-        raise UsageError(f"--input-shape is '{text}'; allowed: channels x height x width, e.g. 1x28x28")
-    channels, height, width = map(int, sides)
-    return channels, height, width
-
-
 def _watch(config: "RunConfig") -> "Watch":
     from odn.display import Display
     from odn.engine import finish
 
     return finish if rank() else Display(config).watch
-
-
-def _print_json(value: Any) -> None:
-    print(json_module.dumps(value, indent=2))

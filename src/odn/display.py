@@ -104,7 +104,9 @@ def print_rows(title: str, rows: list[dict[str, Any]]) -> None:
 
 
 def _cell(value: str | int | float) -> str:
-    return f"{value:,}" if isinstance(value, int) else f"{value:.5f}" if isinstance(value, float) else value
+    if isinstance(value, float):
+        return f"{value:.5f}" if abs(value) < 1 else f"{value:,.2f}"
+    return f"{value:,}" if isinstance(value, int) else value
 
 
 def _stdout() -> Console:

@@ -64,6 +64,7 @@ def durable_epochs(
                 if isinstance(item, Progress):
                     checkpoints.save(phase, item, stage)
                 else:
+                    stage.check_copies()
                     yield item
             return
         except DivergedError as error:

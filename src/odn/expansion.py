@@ -17,10 +17,10 @@ from odn.data import Split
 from odn.durable import durable_epochs
 from odn.engine import Progress, finish
 from odn.network import PartitionedNetwork
-from odn.planning import ExpandResult, Step, expand_result, next_step, plan_depths
 from odn.processes import training_device
 from odn.records import EpochRecord
 from odn.schedules import Schedule, anneal, constant_after_warmup, cool_down
+from odn.search import ExpandResult, Step, expand_result, next_step, plan_depths
 from odn.stage import Stage
 from odn.stopping import cap_of, decide, settle_target
 

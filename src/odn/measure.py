@@ -122,6 +122,37 @@ def train_macs(records: Iterable[EpochRecord], macs_by_depth: Sequence[int]) -> 
     return sum(macs_by_depth[r.depth - 1] * (3 * r.train_samples + r.evaluated_samples) for r in records)
 
 
+def training_bytes(
+    network: nn.Module, input_shape: tuple[int, int, int], batch_size: int, *, copies: float = 4.0
+) -> int:
+    """Estimate the memory that training takes: the weights and what goes with them, and what backward needs.
+
+    Args:
+        network: best on the meta device; it is not changed.
+        input_shape: channels, height and width of an image.
+        batch_size: images computed at a time.
+        copies: of the weights: themselves, gradients, averages, and one (SGD) or two (AdamW) memories of the optimizer.
+
+    Returns:
+        Bytes in fp32; bf16 halves the part of the feature maps.
+    """
+    network = copy.deepcopy(network).to("meta").train()
+    weights = {StorageWeakRef(tensor.untyped_storage()) for tensor in network.parameters()}
+    saved: dict[StorageWeakRef, int] = {}
+
+    def remember(tensor: Tensor) -> Tensor:
+        storage = StorageWeakRef(tensor.untyped_storage())
+        if storage not in weights:
+            saved[storage] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    images = torch.empty(2, *input_shape, device="meta")
+    with torch.autograd.graph.saved_tensors_hooks(remember, lambda tensor: tensor):
+        network(images).sum()
+    weight_bytes = sum(p.numel() * p.element_size() for p in network.parameters())
+    return round(copies * weight_bytes + sum(saved.values()) / 2 * batch_size)
+
+
 def measure_latency(
     module: nn.Module, input_shape: tuple[int, int, int], seconds: float = 0.5
 ) -> dict[str, dict[str, float]]:

@@ -18,10 +18,10 @@ from odn.files import write_atomically
 from odn.measure import macs_by_depth, measure_cost, measure_latency, train_macs
 from odn.network import NetworkSpec, Prefix, build_network, weights_of
 from odn.page import HEADINGS, cells, render_page
-from odn.planning import plan_depths
 from odn.processes import training_device
 from odn.recipe import RunConfig, read_run_config
 from odn.records import EpochRecord, read_history
+from odn.search import plan_depths
 from odn.stopping import confirmed, meets_target, settle_target, wilson_interval
 
 SCHEMA = 1

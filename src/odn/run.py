@@ -18,7 +18,6 @@ from odn.errors import OdnError, UsageError
 from odn.expansion import expand_epochs, kept_name
 from odn.extraction import FinetuneResult, finetune_epochs
 from odn.network import Prefix, build_network, partition
-from odn.planning import ExpandResult, expand_result, next_step, plan_depths
 from odn.processes import agree, first_on_each_machine, first_only
 from odn.recipe import RunConfig, read_run_config
 from odn.records import EpochRecord, read_history
@@ -32,6 +31,7 @@ from odn.rundir import (
     read_data_spec,
     write_config,
 )
+from odn.search import ExpandResult, expand_result, next_step, plan_depths
 from odn.storage import load_network, save_network
 
 Result = TypeVar("Result")

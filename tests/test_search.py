@@ -6,8 +6,8 @@ from hypothesis import strategies as st
 
 from odn.config import ExpandConfig
 from odn.errors import UsageError
-from odn.planning import Step, expand_result, next_step, plan_depths
 from odn.records import EpochRecord, StopReason
+from odn.search import Step, expand_result, next_step, plan_depths
 from test_stopping import records
 
 TARGET = ExpandConfig(target_accuracy=0.95, reach=1.25)

@@ -1,0 +1,165 @@
+"""The commands that come before any run: profile, plan and backbones. No torch until one is used."""
+
+import json as json_module
+from collections.abc import Callable
+from typing import Annotated, Any, Literal
+
+from cyclopts import Parameter
+
+from odn.errors import UsageError
+
+DONE = 0
+Switch = Annotated[bool, Parameter(negative="")]
+
+
+def profile_command(
+    backbone: str,
+    /,
+    *,
+    input_shape: str = "3x32x32",
+    classes: int = 10,
+    width: float = 1.0,
+    json: Switch = False,
+) -> int:
+    """Print the cost of every depth of a backbone: no data, no training.
+
+    Args:
+        backbone: see odn backbones.
+        input_shape: channels, height and width of an image.
+        classes: number of labels.
+        width: factor on the channels of a backbone that scales.
+        json: print a list of objects instead of the table.
+    """
+    shape = _shape(input_shape)
+    from odn.display import print_rows
+    from odn.measure import profile
+    from odn.network import build_network
+
+    network = build_network(backbone, shape, classes, width=width, device="meta")
+    rows = profile(network.prefixes(), shape)
+    if json:
+        print_json(rows)
+    else:
+        print_rows(f"{backbone}, {input_shape}, {classes} classes", rows)
+    return DONE
+
+
+def plan_command(
+    backbone: str,
+    /,
+    *,
+    images: int,
+    input_shape: str = "3x32x32",
+    classes: int = 10,
+    width: float = 1.0,
+    epochs: int = 30,
+    batch_size: int = 0,
+    processes: Annotated[list[int] | None, Parameter(consume_multiple=True)] = None,
+    parallel: Literal["ddp", "fsdp"] = "ddp",
+    gmacs_per_second: float = 0.0,
+    gigabytes_per_second: float = 1.0,
+    price_per_hour: float = 0.0,
+    json: Switch = False,
+) -> int:
+    """Estimate time, memory and money of a training from its exact MACs and the speed of this machine or another.
+
+    Args:
+        backbone: see odn backbones.
+        images: in the training split.
+        input_shape: channels, height and width of an image.
+        classes: number of labels.
+        width: factor on the channels of a backbone that scales.
+        epochs: of a training at full depth, for comparison.
+        batch_size: images per step of all processes together; 0 takes the default of odn run.
+        processes: how many share the work, e.g. --processes 1 2 4 [default: 1].
+        parallel: with several processes each holds a copy of the network, or with fsdp a part of it.
+        gmacs_per_second: speed of training of one process, as this command prints it there; 0 measures it here.
+        gigabytes_per_second: at which processes exchange gradients.
+        price_per_hour: of all machines together.
+        json: print a list of objects instead of the table.
+    """
+    shape = _shape(input_shape)
+    from odn.config import TrainConfig
+    from odn.display import print_rows
+    from odn.plan import Hardware, Workload, plan
+
+    workload = Workload(
+        backbone=backbone,
+        input_shape=shape,
+        classes=classes,
+        images=images,
+        width=width,
+        epochs=epochs,
+        training=TrainConfig(batch_size=batch_size, parallel=parallel),
+    )
+    rows = [
+        plan(
+            workload,
+            Hardware(
+                processes=count,
+                gmacs_per_second=gmacs_per_second,
+                gigabytes_per_second=gigabytes_per_second,
+                price_per_hour=price_per_hour,
+            ),
+        )
+        for count in processes or [1]
+    ]
+    if json:
+        print_json(rows)
+    else:
+        print_rows(f"{backbone}, {input_shape}, {images:,} images", rows)
+    return DONE
+
+
+def backbones_command(*, json: Switch = False) -> int:
+    """List the backbones that can be named; parameters are those of the full depth for 3x32x32 and 10 classes.
+
+    Args:
+        json: print a list of objects instead of the table.
+    """
+    from odn.backbones import BACKBONES
+    from odn.display import print_rows
+    from odn.network import build_network
+
+    rows = []
+    for entry in BACKBONES.values():
+        network = build_network(entry.name, (3, 32, 32), 10, device="meta")
+        parameters = sum(p.numel() for p in network.prefix(network.max_depth).parameters())
+        rows.append(
+            {
+                "name": entry.name,
+                "library": entry.library,
+                "task": entry.task,
+                "blocks": network.max_depth,
+                "parameters": parameters,
+            }
+        )
+    if json:
+        print_json(rows)
+    else:
+        print_rows("backbones", rows)
+    return DONE
+
+
+def _shape(text: str) -> tuple[int, int, int]:
+    sides = text.lower().split("x")
+    if len(sides) != 3 or not all(s.isascii() and s.isdigit() and len(s) < 10 for s in sides):
+        raise UsageError(f"--input-shape is '{text}'; allowed: channels x height x width, e.g. 1x28x28")
+    channels, height, width = map(int, sides)
+    return channels, height, width
+
+
+def print_json(value: Any) -> None:
+    """Print a value as JSON.
+
+    Args:
+        value: made of dictionaries, lists, texts and numbers.
+    """
+    print(json_module.dumps(value, indent=2))
+
+
+COMMANDS: dict[str, Callable[..., int]] = {
+    "profile": profile_command,
+    "plan": plan_command,
+    "backbones": backbones_command,
+}
