@@ -235,3 +235,15 @@ def test_loading_needs_no_training_code(artifact):
     )
     done = subprocess.run([sys.executable, "-c", code, str(artifact)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("name", ["spec.json", "weights.safetensors", "manifest.json"])
+def test_a_link_out_of_the_artifact_is_not_followed(artifact, tmp_path, name):
+    (artifact / name).rename(tmp_path / name)
+    (artifact / name).symlink_to(tmp_path / name)
+    with pytest.raises(OdnError, match=f"{name} is a link out of its directory; put the file itself there"):
+        load(artifact)
+    (artifact / name).unlink()
+    (tmp_path / name).rename(artifact / "inside")
+    (artifact / name).symlink_to("inside")
+    assert load(artifact).manifest.labels == ("a", "b", "c")

@@ -1,4 +1,5 @@
 import dataclasses
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from conftest import stripes
 from odn.config import AugmentConfig, DataConfig
 from odn.data import FileSplit, derive_seed, load_data, plain_batches, training_batches
 from odn.data.loading import stratified_subset
+from odn.data.sources import read_npz
 from odn.data.splits import TensorSplit
 from odn.errors import OdnError, UsageError
 
@@ -371,3 +373,20 @@ def test_real_mnist(data_dir):
 def test_augment_policy_follows_the_dataset():
     assert not load_data("digits").spec.augment.flip
     assert load_data("digits", augment=AugmentConfig(flip=True)).spec.augment.flip
+
+
+def test_an_archive_that_unpacks_to_more_than_fits_is_refused_before_it_is_read(npz, monkeypatch):
+    # 300 images of 8x8 bytes and as many labels of 8 bytes, each with a header of 128 bytes
+    needed = 300 * (64 + 8) + 4 * 128
+    monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=needed - 1))
+    with pytest.raises(OdnError, match=f"unpacks to {needed:,} bytes, but {needed - 1:,} bytes of memory are free"):
+        read_npz(npz)
+    monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=needed))
+    assert len(read_npz(npz).train.images) == 240
+
+
+def test_arrays_of_other_names_are_not_even_unpacked(tmp_path, monkeypatch):
+    path = tmp_path / "more.npz"
+    np.savez_compressed(path, x=X, y=Y, notes=np.zeros(10_000_000))
+    monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=100_000))
+    assert len(read_npz(path).train.images) == len(X)

@@ -91,6 +91,19 @@ def exclusive(directory: Path) -> Iterator[None]:
         lock.release()
 
 
+def stay_inside(path: Path) -> None:
+    """Refuse a file of an artifact or a run that is a link to somewhere else.
+
+    Args:
+        path: the file, directly in its directory.
+
+    Raises:
+        OdnError: when it leads out of that directory.
+    """
+    if path.is_symlink() and path.resolve().parent != path.parent.resolve():
+        raise OdnError(f"{path} is a link out of its directory; put the file itself there")
+
+
 def explain(error: OSError, path: Path, needed_bytes: int = 0) -> str:
     """Say in one line what went wrong with a file and what to do about it.
 

@@ -8,7 +8,7 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from odn.errors import OdnError, UsageError
-from odn.files import new_directory, write_atomically
+from odn.files import new_directory, stay_inside, write_atomically
 from odn.network import NetworkSpec, Prefix, build_prefix, weights_of
 
 SPEC_FILE, WEIGHTS_FILE = "spec.json", "weights.safetensors"
@@ -96,8 +96,9 @@ def read_bytes(path: Path) -> bytes:
         Its bytes.
 
     Raises:
-        OdnError: when it is missing or unreadable.
+        OdnError: when it is missing, unreadable, or a link to somewhere else.
     """
+    stay_inside(path)
     try:
         return path.read_bytes()
     except FileNotFoundError as error:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import psutil
 import torch
 from torch import Tensor
 
@@ -167,6 +168,9 @@ def _class_names(name: str, dataset: Any) -> tuple[str, ...]:
     return tuple(dataset.classes)
 
 
+_NPZ_KEYS = ("x_train", "y_train", "x_test", "y_test", "x", "y")
+
+
 def read_npz(path: Path) -> Source:
     """Read a NumPy archive with ``x_train y_train`` and optionally ``x_test y_test``, or ``x y`` alone.
 
@@ -182,13 +186,15 @@ def read_npz(path: Path) -> Source:
     """
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-            arrays = {key.lower(): archive[key] for key in archive.files}
+            _bound(path, archive.zip.infolist())
+            arrays = {key.lower(): archive[key] for key in archive.files if key.lower() in _NPZ_KEYS}
+            others = [key for key in archive.files if key.lower() not in _NPZ_KEYS]
     except (*_BROKEN, MemoryError, TypeError, zlib.error, zipfile.BadZipFile) as error:
         reason = _first_line(error)
         raise OdnError(f"cannot read {path}: {reason}; it must be an .npz file without pickled objects") from error
     keys = ("x_train", "y_train") if "x_train" in arrays else ("x", "y")
     if not set(keys) <= arrays.keys():
-        found = ", ".join(sorted(arrays)) or "nothing"
+        found = ", ".join(sorted([*arrays, *others])) or "nothing"
         raise OdnError(f"{path} holds {found}; allowed: x_train and y_train [x_test y_test], or x and y")
     images, names = _npz_images(path, keys[0], arrays), _npz_labels(path, keys, arrays)
     classes, labels = np.unique(names, return_inverse=True)
@@ -214,6 +220,17 @@ def read_npz(path: Path) -> Source:
         train=Samples(images=images, labels=labels.astype(np.int64)),
         test=test,
     )
+
+
+def _bound(path: Path, members: Sequence[zipfile.ZipInfo]) -> None:
+    """Compare what an archive unpacks to with the memory that is free, before any of it is taken."""
+    needed = sum(member.file_size for member in members if Path(member.filename).stem.lower() in _NPZ_KEYS)
+    free = psutil.virtual_memory().available
+    if needed > free:
+        raise OdnError(
+            f"{path} unpacks to {needed:,} bytes, but {free:,} bytes of memory are free; use a folder of image files, "
+            "which is read as it is needed"
+        )
 
 
 def _npz_images(path: Path, key: str, arrays: dict[str, npt.NDArray[Any]]) -> Tensor:
