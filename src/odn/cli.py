@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import App, CycloptsError, Parameter
 
+from odn.compress_command import compress_command
 from odn.errors import OdnError, UsageError
-from odn.flags import Flags
+from odn.flags import Flags, Switch
 
 if TYPE_CHECKING:
     from odn.display import Display
@@ -35,12 +36,9 @@ def _version() -> str:
     return version("optimally-deep")
 
 
-Switch = Annotated[bool, Parameter(negative="")]
-
-
 @app.command(name="run")
 def run_command(dataset: str | None = None, /, *, flags: Flags = Flags(), json: Switch = False) -> int:
-    """Do the whole line: data, expand, extract, finetune, artifact, report.
+    """Do the whole line: data, expand, extract, finetune, compress where asked for, artifact, report.
 
     Args:
         dataset: a name (digits mnist fashion-mnist emnist kmnist svhn cifar10 cifar100), a folder with one
@@ -120,6 +118,9 @@ def finetune_command(run: Path, /, *, epochs: int | None = None, resume: Switch 
         f"{run / 'finetuned'}; next: odn export {run}"
     )
     return DONE
+
+
+app.command(name="compress")(compress_command)
 
 
 @app.command(name="export")

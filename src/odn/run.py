@@ -1,7 +1,6 @@
 """The line of a run, step by step: each step reads the run directory and adds to it."""
 
 import dataclasses
-import json
 from collections.abc import Generator
 from pathlib import Path
 from typing import Protocol, TypeVar
@@ -10,24 +9,34 @@ from odn.allocator import reuse_freed_memory
 from odn.artifact import export
 from odn.backbones import find_backbone
 from odn.checkpoint import Checkpoints
-from odn.data import Data, DataSpec, load_data
+from odn.compression import CompressResult, compress_epochs
+from odn.config import CompressConfig
+from odn.data import Data, DataSpec
 from odn.engine import finish
 from odn.errors import OdnError, UsageError
 from odn.expansion import expand_epochs, kept_name
 from odn.extraction import FinetuneResult, finetune_epochs
-from odn.files import exclusive, new_directory, remove, write_atomically
+from odn.files import exclusive, write_atomically
 from odn.network import Prefix, build_network, partition
 from odn.planning import ExpandResult, expand_result, next_step, plan_depths
+from odn.pruning import check_request
 from odn.recipe import RunConfig, read_run_config, to_toml
 from odn.records import EpochRecord, read_history
 from odn.reporting import Report, report
+from odn.rundir import (
+    check_data,
+    check_directory,
+    clear_after,
+    create_run,
+    load_run_data,
+    newest_network,
+    read_data_spec,
+    reload_data,
+)
+from odn.stopping import settle_target
 from odn.storage import load_network, save_network
-from odn.tables import from_table, to_table
 
 Result = TypeVar("Result")
-
-# What the steps after expansion add, in order: writing one makes those after it out of date.
-_PRODUCTS = ("extracted", "finetuned", "artifact", "report.json", "report.html")
 
 
 class Watch(Protocol):
@@ -38,7 +47,7 @@ class Watch(Protocol):
 
 
 def run(config: RunConfig, path: Path, *, force: bool = False, resume: bool = False, watch: Watch = finish) -> Report:
-    """Do the whole line: data, partition, expand, extract, finetune, artifact, report.
+    """Do the whole line: data, partition, expand, extract, finetune, compress where asked for, artifact, report.
 
     Args:
         config: every setting.
@@ -56,6 +65,8 @@ def run(config: RunConfig, path: Path, *, force: bool = False, resume: bool = Fa
             extract_run(path)
         if not (path / "finetuned").is_dir():
             finetune_run(path, resume=resume, watch=watch, data=data)
+        if config.compress.asked and not (path / "compressed").is_dir():
+            compress_run(path, resume=resume, watch=watch, data=data)
         export_run(path)
         return report_run(path, data=data)
 
@@ -79,24 +90,26 @@ def expand_run(
 
 
 def _expand(config: RunConfig, path: Path, *, force: bool, resume: bool, watch: Watch) -> tuple[Data, ExpandResult]:
-    _check_directory(config, path, force=force, resume=resume)
+    check_directory(config, path, force=force, resume=resume)
     # Everything that can be wrong with the request shows before the first byte is written.
     find_backbone(config.backbone, config.width)
-    data = _load_data(config)
+    data = load_run_data(config)
     network = partition(config.backbone, data.spec, width=config.width, seed=config.seed)
     depths = plan_depths(config.expand, network.max_depth)
+    if config.compress.asked:
+        check_request(network.prefix(depths[0]), config.compress, data.spec.input_shape)
     if resume:
-        _check_data(path, data)
+        check_data(path, data)
     else:
         if path.is_dir():
             with exclusive(path):  # a run that is going on is not replaced
                 pass
-        _create(config, data, path)
+        create_run(config, data, path)
     reuse_freed_memory()
     with exclusive(path):
         checkpoints = Checkpoints("expand", path, resume=resume)
         if next_step(checkpoints.records, depths, config.expand) is not None:
-            _clear_after(path, None)
+            clear_after(path, None)
             watch(
                 expand_epochs(
                     network,
@@ -125,11 +138,10 @@ def extract_run(path: Path, depth: int | None = None) -> Prefix:
         OdnError: when expansion has not finished.
         UsageError: when it did not try that depth.
     """
-    config, data = read_run_config(path / "config.toml"), _read_data_spec(path)
+    config, data = read_run_config(path / "config.toml"), read_data_spec(path)
     records = [record for record in read_history(path / "history.jsonl") if record.verb == "expand"]
     if depth is None:
-        full = build_network(config.backbone, data.input_shape, len(data.classes), width=config.width, device="meta")
-        depths = plan_depths(config.expand, full.max_depth)
+        depths = _plan(config, data)
         if next_step(records, depths, config.expand) is not None:
             raise OdnError(f"expansion of {path} has not finished; continue it with: odn run --run {path} --resume")
         depth = expand_result(records, depths, config.expand).depth
@@ -138,7 +150,7 @@ def extract_run(path: Path, depth: int | None = None) -> Prefix:
         raise UsageError(f"depth {depth} was not trained; allowed: {', '.join(map(str, tried)) or 'none yet'}")
     small = load_network(path / "checkpoints" / kept_name(depth))
     with exclusive(path):
-        _clear_after(path, None)
+        clear_after(path, None)
         save_network(small, path / "extracted")
     return small
 
@@ -174,11 +186,11 @@ def finetune_run(
     if not (path / "extracted").is_dir():
         raise OdnError(f"{path} has no extracted network; run: odn extract {path}")
     small = load_network(path / "extracted")
-    data = data or _reload_data(config, path)
+    data = data or reload_data(config, path)
     reuse_freed_memory()
     with exclusive(path):
         checkpoints = Checkpoints("finetune", path, resume=resume)
-        _clear_after(path, "extracted")
+        clear_after(path, "extracted")
         result = watch(
             finetune_epochs(
                 small,
@@ -194,25 +206,71 @@ def finetune_run(
     return result
 
 
-def export_run(path: Path) -> Path:
-    """Write the artifact from the fine-tuned network, or from the extracted one where there is none.
+def compress_run(
+    path: Path,
+    *,
+    compress: CompressConfig | None = None,
+    resume: bool = False,
+    watch: Watch = finish,
+    data: Data | None = None,
+) -> CompressResult:
+    """Narrow the fine-tuned network, or the extracted one where there is none, and write it to ``RUN/compressed``.
 
     Args:
         path: the run directory, with ``extracted`` or ``finetuned``.
+        compress: instead of the run's own settings, which it replaces.
+        resume: continue where an interrupted compressing stands.
+        watch: runs the training generator.
+        data: the dataset of the run where it is loaded already.
+
+    Returns:
+        The narrower network and how it does; with ``auto`` that may be the network as it was.
+
+    Raises:
+        UsageError: when neither the request nor the run says how narrow, or that is impossible.
+    """
+    config = read_run_config(path / "config.toml")
+    config = dataclasses.replace(config, compress=compress or config.compress)
+    if not config.compress.asked:
+        raise UsageError("say how narrow, e.g. --width 0.5, --max-parameters 20000, --max-macs 1000000 or --auto")
+    network = load_network(newest_network(path, ("finetuned", "extracted")))
+    data = data or reload_data(config, path)
+    check_request(network, config.compress, data.spec.input_shape)
+    goal = settle_target(read_history(path / "history.jsonl"), _plan(config, data.spec)[-1], config.expand)
+    reuse_freed_memory()
+    with exclusive(path):
+        write_atomically(path / "config.toml", to_toml(config))
+        checkpoints = Checkpoints("compress", path, resume=resume)
+        clear_after(path, "finetuned")
+        result = watch(
+            compress_epochs(
+                network,
+                data.train,
+                data.valid,
+                config=config.compress,
+                goal=goal,
+                training=config.train,
+                seed=config.seed,
+                checkpoints=checkpoints,
+            )
+        )
+        save_network(result.network, path / "compressed")
+    return result
+
+
+def export_run(path: Path) -> Path:
+    """Write the artifact from the compressed network, or from the fine-tuned or extracted one where there is none.
+
+    Args:
+        path: the run directory, with ``extracted``.
 
     Returns:
         The artifact's directory.
-
-    Raises:
-        OdnError: when no network has been extracted.
     """
-    data = _read_data_spec(path)
-    source = next((path / name for name in ("finetuned", "extracted") if (path / name).is_dir()), None)
-    if source is None:
-        raise OdnError(f"{path} has no extracted network; run: odn extract {path}")
-    small = load_network(source)
+    data = read_data_spec(path)
+    small = load_network(newest_network(path, ("compressed", "finetuned", "extracted")))
     with exclusive(path):
-        _clear_after(path, "finetuned")
+        clear_after(path, "compressed")
         return export(small, path / "artifact", data)
 
 
@@ -226,75 +284,11 @@ def report_run(path: Path, *, data: Data | None = None) -> Report:
     Returns:
         The report.
     """
-    data = data or _reload_data(read_run_config(path / "config.toml"), path)
+    data = data or reload_data(read_run_config(path / "config.toml"), path)
     with exclusive(path):
         return report(path, test=data.test, valid=data.valid)
 
 
-def _load_data(config: RunConfig) -> Data:
-    return load_data(
-        config.dataset, data_dir=config.data_dir, seed=config.seed, config=config.data, augment=config.augment
-    )
-
-
-def _reload_data(config: RunConfig, path: Path) -> Data:
-    data = _load_data(config)
-    _check_data(path, data)
-    return data
-
-
-def _read_data_spec(path: Path) -> DataSpec:
-    file = path / "data.json"
-    if not file.is_file():
-        raise OdnError(f"{path} is not a run directory: it has no data.json; start one with odn run")
-    try:
-        return from_table(DataSpec, json.loads(file.read_text(encoding="utf-8")))
-    except (OSError, ValueError, AttributeError, UsageError) as error:
-        raise OdnError(f"{file} is damaged ({error}); start anew with --force") from error
-
-
-def _check_data(path: Path, data: Data) -> None:
-    if _read_data_spec(path) != data.spec:
-        raise OdnError(f"{data.spec.name} is not the data that {path} was started with; restore it, or use --force")
-
-
-def _check_directory(config: RunConfig, path: Path, *, force: bool, resume: bool) -> None:
-    if force and resume:
-        raise UsageError("--force and --resume exclude each other; give one of them")
-    if resume:
-        stored = read_run_config(path / "config.toml")
-        if stored != config:
-            raise UsageError(f"{path} was started with {_difference(stored, config)}; leave that out to resume")
-    elif path.is_dir() and any(path.iterdir()):
-        if not all((path / name).is_file() for name in ("config.toml", "data.json")):
-            raise UsageError(f"{path} exists and is not a run directory; choose another with --run")
-        if not force:
-            raise UsageError(f"{path} holds a run; continue it with --resume, replace it with --force, or choose --run")
-    elif path.exists() and not path.is_dir():
-        raise UsageError(f"{path} is a file; choose a directory with --run")
-
-
-def _difference(stored: RunConfig, asked: RunConfig) -> str:
-    def flat(table: dict[str, object], prefix: str = "") -> dict[str, object]:
-        found: dict[str, object] = {}
-        for name, value in table.items():
-            found |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
-        return found
-
-    old, new = flat(to_table(stored)), flat(to_table(asked))
-    name = next(name for name in old if old[name] != new[name])
-    return f"{name} = {old[name]!r}, not {new[name]!r}"
-
-
-def _create(config: RunConfig, data: Data, path: Path) -> None:
-    with new_directory(path) as partial:
-        write_atomically(partial / "data.json", json.dumps(to_table(data.spec), indent=2) + "\n")
-        write_atomically(partial / "config.toml", to_toml(config))
-
-
-def _clear_after(path: Path, product: str | None) -> None:
-    if product is None:
-        Checkpoints("finetune", path)  # a new network is fine-tuned from the start
-    start = 0 if product is None else _PRODUCTS.index(product) + 1
-    for name in _PRODUCTS[start:]:
-        remove(path / name)
+def _plan(config: RunConfig, data: DataSpec) -> list[int]:
+    full = build_network(config.backbone, data.input_shape, len(data.classes), width=config.width, device="meta")
+    return plan_depths(config.expand, full.max_depth)

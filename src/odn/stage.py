@@ -17,6 +17,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from odn.config import Precision, TrainConfig
 from odn.data import Split
+from odn.distillation import Teacher
 from odn.errors import OdnError
 from odn.network import Prefix
 from odn.schedules import Schedule
@@ -83,6 +84,7 @@ class Stage:
         previous: the stage whose optimizer state is carried over, if any.
         same_as: for parameters that are copies of a parameter of ``previous``, that parameter; parameters
             shared by both stages are found by identity.
+        teacher: a frozen network to learn from besides the labels, if any.
     """
 
     def __init__(
@@ -93,6 +95,7 @@ class Stage:
         *,
         previous: "Stage | None" = None,
         same_as: Mapping[nn.Parameter, nn.Parameter] | None = None,
+        teacher: Teacher | None = None,
     ) -> None:
         self.config = config
         self.accelerator = Accelerator()
@@ -105,6 +108,9 @@ class Stage:
         self.micro_batches: int = previous.micro_batches if previous else 1
         # Convolutions of small images are up to twice as fast with channels last, on CPUs as on GPUs.
         self.prefix = prefix.to(self.device).to(memory_format=torch.channels_last)
+        self.teacher = teacher
+        if teacher is not None:
+            teacher.network.to(self.device).to(memory_format=torch.channels_last)
         self.ema = AveragedModel(self.prefix, multi_avg_fn=self._average)
         self.optimizer: torch.optim.Optimizer = _make_optimizer(self.prefix, config, self.batch_size)
         if previous is not None:
@@ -157,7 +163,10 @@ class Stage:
 
     def _loss(self, x: Tensor, labels: Tensor, share: float) -> Tensor:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
-            loss = F.cross_entropy(self.model(x), labels, label_smoothing=self.config.label_smoothing)
+            logits = self.model(x)
+            loss = F.cross_entropy(logits, labels, label_smoothing=self.config.label_smoothing)
+            if self.teacher is not None:
+                loss = self.teacher.loss(x, logits, loss)
         return loss * share
 
     def _halve(self, error: RuntimeError | MemoryError, batch_size: int) -> None:
