@@ -65,7 +65,7 @@ def test_an_expansion_killed_within_an_epoch_ends_as_an_uninterrupted_one(tmp_pa
     assert same(checkpoints._tensors, whole._tensors)
 
 
-@pytest.mark.parametrize("saves", [1, 5, 14, 20])
+@pytest.mark.parametrize("saves", [1, 5, 13, 14, 20])
 def test_a_finetuning_killed_within_an_epoch_ends_as_an_uninterrupted_one(tmp_path, monkeypatch, saves):
     def epochs(small, checkpoints):
         config = FinetuneConfig(epochs=2)

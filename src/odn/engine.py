@@ -204,7 +204,7 @@ def _train_epoch(
         depth=depth,
         epoch=epoch,
         cap=cap,
-        learning_rate=stage.optimizer.param_groups[0]["lr"],
+        learning_rate=stage.learning_rate(schedule),
         train_loss=loss,
         valid_correct=correct,
         valid_count=len(valid),

@@ -124,6 +124,11 @@ class Stage:
         assert isinstance(module, Prefix)
         return module
 
+    def learning_rate(self, schedule: Schedule) -> float:
+        """Return the learning rate of the newest step, also where that was taken before an interruption."""
+        rate: float = self.optimizer.param_groups[0]["initial_lr"]
+        return rate * (self.rate_factor * schedule(self.step / self.steps_per_epoch))
+
     def train_step(self, x_BCHW: Tensor, labels_B: Tensor, schedule: Schedule) -> Tensor:
         """Train on one batch.
 
