@@ -111,7 +111,7 @@ def test_a_target_that_narrowing_misses_leaves_the_network_as_it_was(trained):
     assert {record.narrowed.width for record in checkpoints.records} == {0.5}
 
 
-@pytest.mark.parametrize("saves", [1, 5, 13, 14, 15, 30, 41])
+@pytest.mark.parametrize("saves", [1, 13, 14, 30])
 def test_compressing_killed_within_an_epoch_ends_as_an_uninterrupted_one(trained, tmp_path, monkeypatch, saves):
     config, goal = dataclasses.replace(WALK, epochs=2), ExpandConfig(target_accuracy=0.01)
     expected = finish(epochs(trained, config, goal))
