@@ -17,6 +17,7 @@ from odn.narrowing import (
     with_bound,
 )
 from odn.records import EpochRecord, Narrowed
+from odn.stopping import confirmed
 
 AUTO = CompressConfig(auto=True, epochs=3)
 GOAL = ExpandConfig(target_accuracy=0.9, confirmations=2)
@@ -79,6 +80,11 @@ def test_the_walk_goes_on_while_the_target_is_held_and_keeps_the_smallest_that_d
     assert next_width(history, WIDTHS, AUTO, GOAL) == following
     if following is None or kept is not None:
         assert width_to_keep(history, WIDTHS, AUTO, GOAL) == kept
+
+
+def test_evaluations_of_two_widths_do_not_confirm_each_other():
+    assert not confirmed(records(0.75, [80, 80, 91]) + records(0.5, [91, 80, 80]), GOAL)
+    assert confirmed(records(0.75, HELD), GOAL)
 
 
 def test_a_width_that_was_asked_for_is_kept_whatever_it_reaches():
