@@ -32,9 +32,10 @@ from odn.data import decode
 from odn.data.images import image_warnings
 from odn.expansion import expand_epochs
 from odn.flags import Flags
+from odn.pruning import prune, sizes_of
 from odn.records import read_history
 from odn.stage import Stage
-from odn.storage import load_network
+from odn.storage import load_network, save_network
 
 HANG_SECONDS = 5
 MOST_BYTES = 1024**3
@@ -54,7 +55,7 @@ def corpus(folder: Path) -> None:
     """Make one sound file of every kind.
 
     Args:
-        folder: receives ``artifact``, ``run``, ``data.npz``, ``images`` and ``recipe.toml``.
+        folder: receives ``artifact``, ``narrow``, ``run``, ``data.npz``, ``images`` and ``recipe.toml``.
     """
     chance = np.random.default_rng(0)
     labels = np.arange(60) % CLASSES
@@ -75,7 +76,7 @@ def corpus(folder: Path) -> None:
         (image if mode == "I;16" else image.convert(mode)).save(folder / "images" / name)
     (folder / "recipe.toml").write_text(
         'dataset = "digits"\nseed = 1\n[data]\nvalid_fraction = 0.1\n[train]\nbatch_size = 16\nprecision = "fp32"\n'
-        "[expand]\ntarget_accuracy = 0.9\ndepths = [1, 2]\n"
+        "[expand]\ntarget_accuracy = 0.9\ndepths = [1, 2]\n[compress]\nwidth = 0.5\nepochs = 3\n"
     )
     data = odn.load_data(str(folder / "data.npz"))
     network = odn.partition("cifar_resnet20", data.spec, width=0.25)
@@ -84,7 +85,10 @@ def corpus(folder: Path) -> None:
     checkpoints = Checkpoints("expand", folder / "run")
     for _ in expand_epochs(network, data.train, data.valid, config=config, checkpoints=checkpoints):
         pass
-    odn.export(odn.extract(network, 1).cpu(), folder / "artifact", data.spec)
+    small = odn.extract(network, 1).cpu()
+    narrow = prune(small, dict.fromkeys(sizes_of(small), 2), data.spec.input_shape)
+    save_network(narrow, folder / "narrow")
+    odn.export(narrow, folder / "artifact", data.spec)
 
 
 def mutate_bytes(content: bytes, chance: random.Random) -> bytes:
@@ -207,7 +211,7 @@ def attack_network(folder: Path, chance: random.Random) -> Callable[[], object]:
     Returns:
         What reads it.
     """
-    kept = folder / "run" / "checkpoints" / "depth_001"
+    kept = chance.choice((folder / "run" / "checkpoints" / "depth_001", folder / "narrow"))
     if chance.random() < 0.6:
         damaged_json(kept / "spec.json", chance)
     else:

@@ -137,7 +137,7 @@ def test_newer_schemas_are_refused(artifact):
 def test_a_newer_spec_is_refused(artifact):
     spec = json.loads((artifact / "spec.json").read_text())
     rewrite(artifact, "spec.json", json.dumps({**spec, "schema": 7, "novelty": 1}).encode())
-    with pytest.raises(OdnError, match=r"spec\.json has schema 7; this odn reads 1; install a newer odn"):
+    with pytest.raises(OdnError, match=r"spec\.json has schema 7; this odn reads 2; install a newer odn"):
         load(artifact)
 
 

@@ -8,7 +8,8 @@ from torchvision.models import resnet18, resnet34, resnet50
 from odn.backbones import BACKBONES, find_backbone
 from odn.errors import UsageError
 from odn.extraction import extract
-from odn.network import NetworkSpec, PartitionedNetwork, build_network, build_prefix, weights_of
+from odn.network import NetworkSpec, PartitionedNetwork, build_network, build_prefix
+from odn.weights import weights_of
 
 SHAPE, CLASSES = (3, 32, 32), 7
 # Every depth of the shallow ones; the first, the last and those around each change of width of the deep ones.

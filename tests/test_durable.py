@@ -16,6 +16,7 @@ from odn.errors import OdnError, UsageError
 from odn.expansion import expand, expand_epochs
 from odn.extraction import extract, finetune_epochs
 from odn.files import exclusive
+from odn.processes import check_copies
 from odn.schedules import constant_after_warmup
 from odn.stage import Stage
 from test_expansion import TRAINING, UNREACHABLE, network, same, state
@@ -66,7 +67,7 @@ def test_an_expansion_killed_within_an_epoch_ends_as_an_uninterrupted_one(tmp_pa
     assert same(checkpoints._tensors, whole._tensors)
 
 
-@pytest.mark.parametrize("saves", [1, 5, 14, 20])
+@pytest.mark.parametrize("saves", [1, 5, 13, 14, 20])
 def test_a_finetuning_killed_within_an_epoch_ends_as_an_uninterrupted_one(tmp_path, monkeypatch, saves):
     def epochs(small, checkpoints):
         config = FinetuneConfig(epochs=2)
@@ -263,12 +264,13 @@ def test_running_out_of_memory_while_others_wait_is_explained(monkeypatch):
 
 
 def test_processes_whose_weights_differ_are_found_out(monkeypatch):
-    among_two(monkeypatch, lambda values: 2 * values)
-    stage = one_step()
-    stage.check_copies()
-    monkeypatch.setattr("odn.stage.total", lambda values: 2 * values + 1)
+    network = by_hand().prefix(1)
+    monkeypatch.setattr("odn.processes.share", lambda: Share(rank=0, world=2))
+    monkeypatch.setattr("odn.processes.total", lambda values: 2 * values)
+    check_copies(network)
+    monkeypatch.setattr("odn.processes.total", lambda values: 2 * values + 1)
     with pytest.raises(OdnError, match="the processes no longer hold the same weights: one of them computes wrongly"):
-        stage.check_copies()
+        check_copies(network)
 
 
 def test_a_batch_has_two_images_for_every_process(monkeypatch):

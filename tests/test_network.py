@@ -60,13 +60,16 @@ def test_spec_round_trip():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"schema": 2}, "schema 2; this odn reads 1; install a newer odn"),
+        ({"schema": 3}, "schema 3; this odn reads 2; install a newer odn"),
+        ({"schema": 1, "channels": {"stem.conv": 8}}, "schema 1; this odn reads 2; export it again"),
         ({"classes": 10**9}, "1000000000 classes; allowed: 1 to 1000000"),
         ({"input_shape": [10**9, 8, 8]}, "input shape 1000000000x8x8; allowed: 1 or 3 channels"),
         ({"input_shape": [1, 8]}, "'input_shape' has 2 entries; allowed: 3"),
         ({"width": 1e9}, "width 1000000000.0; allowed: above 0 to 64"),
         ({"depth": 0}, "depth 0; allowed: 1 or more"),
-        ({"channels": 10**9}, "unknown key 'channels'"),
+        ({"channel": 10**9}, "unknown key 'channel'"),
+        ({"channels": 10**9}, "'channels' is 1000000000; allowed: a table"),
+        ({"channels": {"stem.conv": 1.5}}, "'channels.stem.conv' is 1.5; allowed: a value of type int"),
         ({"depth": "2"}, "'depth' is '2'; allowed: a value of type int"),
     ],
 )
@@ -74,6 +77,12 @@ def test_absurd_specs_are_refused(change, message):
     text = json.dumps({**json.loads(SPEC.to_json()), **change})
     with pytest.raises(OdnError, match=message):
         NetworkSpec.from_json(text)
+
+
+def test_specs_from_before_channels_are_read():
+    table = json.loads(SPEC.to_json())
+    del table["channels"]
+    assert NetworkSpec.from_json(json.dumps({**table, "schema": 1})) == SPEC
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{", "null", "[" * 100_000])

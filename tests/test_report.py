@@ -104,7 +104,9 @@ def page(records_, **changes) -> str:
         "cost": {
             "train_macs": 5, "full_depth_train_macs": 10, "reference_epochs": 30, "seconds": 1.0,
             "epochs_by_depth": {"1": 2, "2": 2}, "finetune_epochs": 0,
+            "compress_epochs": 0,
         },
+        "compression": None,
     }  # fmt: skip
     return render_page({**figures, **changes}, records_, [100, 200, 300])
 
@@ -139,7 +141,15 @@ def test_hostile_names_are_escaped():
 
 def test_a_page_without_history_or_target_says_so():
     nothing = dict.fromkeys(
-        ("train_macs", "full_depth_train_macs", "reference_epochs", "seconds", "epochs_by_depth", "finetune_epochs")
+        (
+            "train_macs",
+            "full_depth_train_macs",
+            "reference_epochs",
+            "seconds",
+            "epochs_by_depth",
+            "finetune_epochs",
+            "compress_epochs",
+        )
     )
     text = page([], cost=nothing, target_accuracy=None, reached=None)
     assert "<svg" not in text

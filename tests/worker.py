@@ -17,9 +17,10 @@ from odn.engine import evaluate
 from odn.errors import ElsewhereError
 from odn.expansion import expand_epochs
 from odn.files import write_atomically
-from odn.network import partition, weights_of
+from odn.network import partition
 from odn.processes import agree, first_only, share, training_device, wait
 from odn.search import expand_result
+from odn.weights import weights_of
 
 CONFIG = ExpandConfig(target_accuracy=0.95, epochs_per_depth=5, confirmations=1, cooldown_epochs=0, depths=(1, 2))
 

@@ -10,7 +10,10 @@ if TYPE_CHECKING:
     from odn.artifact import Artifact as Artifact
     from odn.artifact import export as export
     from odn.artifact import load as load
+    from odn.compression import CompressResult as CompressResult
+    from odn.compression import compress as compress
     from odn.config import AugmentConfig as AugmentConfig
+    from odn.config import CompressConfig as CompressConfig
     from odn.config import DataConfig as DataConfig
     from odn.config import ExpandConfig as ExpandConfig
     from odn.config import FinetuneConfig as FinetuneConfig
@@ -30,6 +33,8 @@ if TYPE_CHECKING:
 _HOME = {
     "Artifact": "artifact",
     "AugmentConfig": "config",
+    "CompressConfig": "config",
+    "CompressResult": "compression",
     "DataConfig": "config",
     "ExpandConfig": "config",
     "FinetuneConfig": "config",
@@ -38,6 +43,7 @@ _HOME = {
     "PartitionedNetwork": "network",
     "TrainConfig": "config",
     "UsageError": "errors",
+    "compress": "compression",
     "decide": "stopping",
     "expand": "expansion",
     "export": "artifact",

@@ -17,13 +17,14 @@ from torch import Tensor
 from odn.engine import Progress
 from odn.errors import OdnError, UsageError
 from odn.files import remove, write_atomically
-from odn.network import Prefix, weights_of
+from odn.network import Prefix
 from odn.processes import share, wait
-from odn.records import EpochRecord, Phase, Verb, append_history, read_history, write_history
+from odn.records import VERBS, EpochRecord, Phase, Verb, append_history, read_history, write_history
 from odn.sharding import fill
 from odn.stage import Stage
 from odn.storage import load_network, save_network
 from odn.tables import from_table
+from odn.weights import weights_of
 
 SCHEMA = 2
 _log = logging.getLogger("odn")
@@ -97,7 +98,7 @@ class Checkpoints:
             for path in self._states:
                 remove(path)
         others = [record for record in history if record.verb != verb]
-        write_history(self._history, sorted([*others, *self.records], key=lambda record: record.verb == "finetune"))
+        write_history(self._history, sorted([*others, *self.records], key=lambda record: VERBS.index(record.verb)))
 
     @property
     def progress(self) -> Progress:

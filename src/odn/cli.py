@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import App, CycloptsError, Parameter
 
+from odn.compress_command import compress_command
 from odn.errors import ElsewhereError, OdnError
-from odn.flags import Flags
+from odn.flags import Flags, Switch
 from odn.launch import launched, rank, world_size
-from odn.survey import COMMANDS, DONE, Switch, print_json
+from odn.survey import COMMANDS, DONE, print_json
 
 if TYPE_CHECKING:
     from odn.recipe import RunConfig
@@ -39,7 +40,7 @@ def _version() -> str:
 
 @app.command(name="run")
 def run_command(dataset: str | None = None, /, *, flags: Flags = Flags(), json: Switch = False) -> int:
-    """Do the whole line: data, expand, extract, finetune, artifact, report.
+    """Do the whole line: data, expand, extract, finetune, compress where asked for, artifact, report.
 
     Args:
         dataset: a name (digits mnist fashion-mnist emnist kmnist svhn cifar10 cifar100), a folder with one
@@ -120,6 +121,9 @@ def finetune_command(run: Path, /, *, epochs: int | None = None, resume: Switch 
         f"{run / 'finetuned'}; next: odn export {run}"
     )
     return DONE
+
+
+app.command(name="compress")(compress_command)
 
 
 @app.command(name="export")

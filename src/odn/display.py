@@ -33,7 +33,7 @@ class Display:
         """Run a training generator to its end.
 
         Args:
-            epochs: of expansion or fine-tuning.
+            epochs: of expansion, fine-tuning or compressing.
 
         Returns:
             Its result.
@@ -65,8 +65,9 @@ class Display:
         cap = record.cap
         goal = self.config.expand.target_accuracy
         target = f"{goal:.4f}" if goal else "auto"
+        width = f"  width {record.narrowed.width:g}" if record.narrowed else ""
         text = (
-            f"{PHASE_NAMES[record.phase]}  depth {record.depth}  epoch {record.epoch}/{cap}  "
+            f"{PHASE_NAMES[record.phase]}  depth {record.depth}{width}  epoch {record.epoch}/{cap}  "
             f"valid {record.valid_accuracy:.4f} / target {target}  {record.seconds:.1f} s"
         )
         if record.stop:

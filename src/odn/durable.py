@@ -7,6 +7,7 @@ from odn.checkpoint import Checkpoints
 from odn.data import Split
 from odn.engine import DivergedError, Progress, train_epochs
 from odn.errors import OdnError
+from odn.processes import check_copies
 from odn.records import EpochRecord, Phase
 from odn.schedules import Schedule
 from odn.stage import Stage
@@ -64,7 +65,8 @@ def durable_epochs(
                 if isinstance(item, Progress):
                     checkpoints.save(phase, item, stage)
                 else:
-                    stage.check_copies()
+                    if not stage.sharded:
+                        check_copies(stage.prefix, stage.averaged)
                     yield item
             return
         except DivergedError as error:

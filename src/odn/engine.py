@@ -14,11 +14,11 @@ from torch import nn
 from torch.optim.swa_utils import update_bn
 
 from odn.data import WHOLE, Split, derive_seed, epoch_order, plain_batches, training_batches
-from odn.network import weights_of
 from odn.processes import agree, share, total
 from odn.records import EpochRecord, Phase
 from odn.schedules import Schedule
 from odn.stage import Stage
+from odn.weights import weights_of
 
 _EVALUATION_BATCH = 256
 
@@ -219,7 +219,7 @@ def _train_epoch(
         depth=depth,
         epoch=epoch,
         cap=cap,
-        learning_rate=stage.optimizer.param_groups[0]["lr"],
+        learning_rate=stage.learning_rate(schedule),
         train_loss=loss,
         valid_correct=correct,
         valid_count=len(valid),

@@ -1,7 +1,9 @@
 """Errors that a person can put right: each says what was given, what is allowed and the fix."""
 
 import difflib
+import importlib
 from collections.abc import Iterable
+from typing import Any
 
 
 class OdnError(Exception):
@@ -32,3 +34,25 @@ def did_you_mean(given: str, allowed: Iterable[str]) -> str:
     """
     close = difflib.get_close_matches(given.lower(), list(allowed), n=1, cutoff=0.5)
     return f" Did you mean '{close[0]}'?" if close else ""
+
+
+def require_extra(module: str, extra: str, what_for: str) -> Any:
+    """Import a library that only some installations have.
+
+    Args:
+        module: its name for import.
+        extra: of this distribution, which brings it.
+        what_for: the start of a sentence, e.g. ``narrowing a network``.
+
+    Returns:
+        The module.
+
+    Raises:
+        OdnError: when it is not installed, with the command that does it.
+    """
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        raise OdnError(
+            f"{what_for} needs {error.name}, which is not installed; run: pip install 'optimally-deep[{extra}]'"
+        ) from error

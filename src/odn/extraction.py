@@ -1,18 +1,16 @@
 """Take the chosen depth out of the backbone, and fine-tune it."""
 
 import copy
-import dataclasses
 from collections.abc import Generator
 from dataclasses import dataclass
 
+from odn.annealing import annealed_epochs
 from odn.checkpoint import Checkpoints
 from odn.config import FinetuneConfig, TrainConfig
 from odn.data import Split
-from odn.durable import durable_epochs
 from odn.engine import Progress, evaluate, finish
 from odn.network import PartitionedNetwork, Prefix
 from odn.records import EpochRecord
-from odn.schedules import anneal
 from odn.stage import Stage
 
 _KEPT = "finetuned_best"
@@ -113,24 +111,17 @@ def finetune_epochs(
         checkpoints.save("finetune", Progress(), stage)
     else:
         checkpoints.restore(stage)
-    best = max([before, *(record.valid_correct for record in checkpoints.records)])
-    for record in durable_epochs(
+    best = yield from annealed_epochs(
         stage,
         train,
         valid,
         phase="finetune",
-        schedule=anneal(config.epochs, training.warmup_epochs),
         epochs=config.epochs,
         seed=seed,
         checkpoints=checkpoints,
-    ):
-        if record.epoch == 1:  # the look at the network as it came is part of the cost
-            record = dataclasses.replace(record, evaluated_samples=record.evaluated_samples + len(valid))
-        # Of equals the later epoch wins: its learning rate was lower.
-        if record.valid_correct >= best:
-            best = record.valid_correct
-            checkpoints.keep(_KEPT, stage.averaged)
-        checkpoints.commit(record, stage)
-        yield record
+        kept=_KEPT,
+        before=before,
+        done=checkpoints.records,
+    )
     checkpoints.take(_KEPT, network)
     return FinetuneResult(valid_accuracy_before=before / len(valid), valid_accuracy=best / len(valid))

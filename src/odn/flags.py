@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from odn.recipe import RunConfig
 
 
+Switch = Annotated[bool, Parameter(negative="")]
+
+
 @Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
 class Flags:
@@ -32,6 +35,8 @@ class Flags:
         image_size: resize image files to so many pixels a side.
         skip_bad_files: leave out image files that cannot be read, and name them.
         width: factor on the channels of a backbone that scales.
+        compress: narrow the network in the end: width=0.5, max_parameters=20000, max_macs=1000000, or auto for as
+            narrow as holds the target.
         precision: arithmetic of training; auto takes bf16 where the hardware has it.
         parallel: with several processes (torchrun) each holds a copy of the network, or with fsdp a part of it.
         config: a TOML recipe, as RUN/config.toml; flags go before it.
@@ -52,11 +57,12 @@ class Flags:
     image_size: int | None = None
     skip_bad_files: Annotated[bool | None, Parameter(negative="")] = None
     width: float | None = None
+    compress: str | None = None
     precision: Literal["auto", "fp32", "bf16"] | None = None
     parallel: Literal["ddp", "fsdp"] | None = None
     config: Path | None = None
-    resume: Annotated[bool, Parameter(negative="")] = False
-    force: Annotated[bool, Parameter(negative="")] = False
+    resume: Switch = False
+    force: Switch = False
 
     def restarted(self, dataset: str | None) -> "Flags":
         """Continue the run that torchrun has started again after a process of it failed.
@@ -118,6 +124,7 @@ class Flags:
                 "confidence": self.confidence,
             },
             "finetune": {"epochs": self.finetune_epochs},
+            "compress": _compress(self.compress),
         }
         return complete(_merged(recipe, flags)), run
 
@@ -129,6 +136,29 @@ def _depths(text: str | None) -> list[int] | None:
     if not all(_is_number(part.strip()) for part in parts):
         raise UsageError(f"--depths is '{text}'; allowed: whole numbers with commas between, e.g. 1,2,4,8")
     return [int(part) for part in parts]
+
+
+def _compress(text: str | None) -> dict[str, Any]:
+    """Read the parts of --compress, with commas between; a bound replaces that of a recipe."""
+    table: dict[str, Any] = {}
+    for part in text.split(",") if text is not None else []:
+        name, _, value = part.strip().partition("=")
+        if name == "auto" and not value:
+            bound: float | bool = True
+        elif name == "width" and _is_number(value.replace(".", "", 1)):
+            bound = float(value)
+        elif name in ("max_parameters", "max_macs") and _is_number(value):
+            bound = int(value)
+        else:
+            bound = False
+        if not bound or table:
+            problem = "is one bound too many" if bound else "is not known"
+            raise UsageError(
+                f"--compress is '{text}', of which '{part.strip()}' {problem}; allowed: one of width=SHARE, "
+                "max_parameters=N, max_macs=N and auto"
+            )
+        table = {"width": 0.0, "max_parameters": 0, "max_macs": 0, "auto": False} | {name: bound}
+    return table
 
 
 def _is_number(text: str) -> bool:

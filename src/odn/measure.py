@@ -113,13 +113,20 @@ def train_macs(records: Iterable[EpochRecord], macs_by_depth: Sequence[int]) -> 
     """Count the multiply-accumulates that a training took: 3 forward passes per sample trained on, 1 per evaluated.
 
     Args:
-        records: of its epochs.
+        records: of its epochs; those of compressing bring the costs of their own network, and of its teacher, which
+            passes every sample trained on forward once.
         macs_by_depth: of one forward pass of one image at depth 1, 2, and so on.
 
     Returns:
         MACs in all.
     """
-    return sum(macs_by_depth[r.depth - 1] * (3 * r.train_samples + r.evaluated_samples) for r in records)
+    total = 0
+    for record in records:
+        narrowed = record.narrowed
+        macs = narrowed.macs if narrowed else macs_by_depth[record.depth - 1]
+        total += macs * (3 * record.train_samples + record.evaluated_samples)
+        total += narrowed.teacher_macs * record.train_samples if narrowed else 0
+    return total
 
 
 def training_bytes(

@@ -6,7 +6,7 @@ Shapes: B batch, C channels, H height, W width, K classes.
 import dataclasses
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol, final
 
 import torch
@@ -16,8 +16,9 @@ from odn.backbones import feature_shapes, find_backbone
 from odn.errors import OdnError, UsageError
 from odn.layers import Head
 from odn.tables import from_table, to_table
+from odn.widths import narrow
 
-SCHEMA = 1
+SCHEMA = 2
 _MAX_SIDE, _MAX_CLASSES = 8192, 1_000_000
 
 
@@ -43,7 +44,8 @@ class NetworkSpec:
         input_shape: channels, height and width of an image.
         classes: number of logits.
         depth: blocks kept, from 1.
-        schema: version of this format.
+        channels: what layers give by their name, where that is less than in the backbone.
+        schema: version of this format; 1 had no ``channels``.
     """
 
     backbone: str
@@ -51,6 +53,7 @@ class NetworkSpec:
     classes: int
     depth: int
     width: float = 1.0
+    channels: dict[str, int] = field(default_factory=dict)
     schema: int = SCHEMA
 
     def __post_init__(self) -> None:
@@ -95,6 +98,8 @@ class NetworkSpec:
                 raise OdnError(f"{where} does not hold a JSON object; export the network again")
             if isinstance(table.get("schema"), int) and table["schema"] > SCHEMA:
                 raise OdnError(f"{where} has schema {table['schema']}; this odn reads {SCHEMA}; install a newer odn")
+            if table.get("schema") == 1 and "channels" not in table:
+                table["schema"] = SCHEMA
             return from_table(cls, table)
         except (ValueError, RecursionError, UsageError) as error:
             raise OdnError(f"{where} is not a valid network spec: {error}") from error
@@ -262,32 +267,8 @@ def build_prefix(spec: NetworkSpec) -> Prefix:
         OdnError: when the recipe cannot be followed.
     """
     network = build_network(spec.backbone, spec.input_shape, spec.classes, width=spec.width, device="meta")
-    return network.prefix(spec.depth)
-
-
-def weights_of(module: nn.Module) -> dict[str, Tensor]:
-    """Return a module's weights as contiguous CPU tensors that share no memory with it.
-
-    Args:
-        module: any module; where several processes hold a part each, all have to call this.
-
-    Returns:
-        Parameters and buffers by name, whole.
-    """
-    return {
-        name: whole(tensor).detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
-        for name, tensor in module.state_dict().items()
-    }
-
-
-def whole(tensor: Tensor) -> Tensor:
-    """Put a tensor together of which several processes hold a part each.
-
-    Args:
-        tensor: any tensor; an ordinary one is returned as it is.
-
-    Returns:
-        All of it, in every process.
-    """
-    gathered: Tensor = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
-    return gathered
+    prefix = network.prefix(spec.depth)
+    if spec.channels:
+        narrow(prefix, spec.channels, spec.input_shape, spec.classes)
+        prefix.spec = spec
+    return prefix

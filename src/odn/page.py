@@ -32,8 +32,9 @@ pre { font-size: .8rem; background: #f5f5f5; padding: 1rem; overflow-x: auto; }
 <p>$data</p>
 <h2>Networks</h2>
 <div class="scroll"><table><thead><tr>$headings</tr></thead><tbody>$rows</tbody></table></div>
+<p>$compression</p>
 <p class="note">Latencies are medians with one CPU thread; the interval is Wilson's at 95 %. A dash was not
-measured: networks other than the extracted one were built for their cost and not trained. Parameters and bytes are not
+measured: networks other than those of this run were built for their cost and not trained. Parameters and bytes are not
 time: compare multiply-accumulates (MACs), activations and latency as well.</p>
 $charts
 <h2>Cost of the search</h2>
@@ -80,6 +81,7 @@ def render_page(figures: dict[str, Any], records: Sequence[EpochRecord], macs_by
         rows="".join(
             "<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in cells(row)) + "</tr>" for row in figures["networks"]
         ),
+        compression=escape(compression_sentence(figures["compression"])),
         charts=charts,
         cost=escape(_cost_sentence(figures["cost"])),
         json=escape(json.dumps(figures, indent=2)),
@@ -120,7 +122,7 @@ def cells(row: dict[str, Any]) -> list[str]:
         f"{row['file_bytes'] / 1024:,.0f} KiB",
         _fraction(row["valid_accuracy"]),
         _fraction(row["test_accuracy"]),
-        "-" if interval is None else " to ".join(map(_fraction, interval)),
+        "-" if interval is None else "-".join(map(_fraction, interval)),
         *(f"{latency[key]['p50']:.2f} ms" if key in latency else "-" for key in ("batch_1", "batch_64")),
     ]
 
@@ -131,7 +133,8 @@ def _fraction(value: float | None) -> str:
 
 def _verdict(figures: dict[str, Any]) -> str:
     depth = f"depth {figures['depth']} of {figures['max_depth']}"
-    full, kept = figures["networks"][0], figures["networks"][1]
+    full, extracted = figures["networks"][:2]
+    kept = next((row for row in figures["networks"] if row["name"] == "pruned"), extracted)
     saved = f"{1 - kept['parameters'] / full['parameters']:.2%} fewer parameters than the full depth"
     if figures["target_accuracy"] is None or figures["reached"] is None:
         return escape(f"{depth}: {saved}.")
@@ -145,13 +148,35 @@ def _verdict(figures: dict[str, Any]) -> str:
     )
 
 
+def compression_sentence(compression: dict[str, Any] | None) -> str:
+    """Say which widths were tried and what became of it.
+
+    Args:
+        compression: as in report.json.
+
+    Returns:
+        One or two sentences; nothing where the network was not narrowed.
+    """
+    if compression is None:
+        return ""
+    tried = ", ".join(
+        f"{step['width']:g} ({step['parameters']:,} parameters) {step['valid_accuracy']:.4f}"
+        for step in compression["tried"]
+    )
+    kept = "the target would have been missed, so the network was not narrowed"
+    if compression["width"] is not None:
+        kept = f"width {compression['width']:g} was kept"
+    return f"Widths tried, with validation accuracy: {tried}; {kept}."
+
+
 def _cost_sentence(cost: dict[str, Any]) -> str:
     if cost["train_macs"] is None:
         return "Training was not recorded."
     ratio = cost["train_macs"] / cost["full_depth_train_macs"]
     epochs = ", ".join(f"{n} at depth {depth}" for depth, n in cost["epochs_by_depth"].items())
     return (
-        f"Epochs: {epochs}; {cost['finetune_epochs']} of fine-tuning. {cost['train_macs']:.3e} MACs in "
+        f"Epochs: {epochs}; {cost['finetune_epochs']} of fine-tuning, "
+        f"{cost['compress_epochs']} of compressing. {cost['train_macs']:.3e} MACs in "
         f"{cost['seconds']:,.0f} seconds: {ratio:.2f} times a training of the full depth for "
         f"{cost['reference_epochs']} epochs."
     )
@@ -191,21 +216,18 @@ def _timeline(records: Sequence[EpochRecord], target: float | None) -> str:
     figure, axis = _figure()
     stages: list[list[int]] = []
     for index, record in enumerate(records):
-        new = index == 0 or (record.phase, record.depth) != (
-            records[index - 1].phase,
-            records[index - 1].depth,
-        )
+        new = index == 0 or _stage_of(record) != _stage_of(records[index - 1])
         stages.append([index]) if new else stages[-1].append(index)
     # Labels above narrow stages would run into each other.
     slanted = min(map(len, stages)) < len(records) / 12
     for number, stage in enumerate(stages):
         first = records[stage[0]]
-        color = _GREEN if first.verb == "finetune" else (_BLUE, _ORANGE)[first.depth % 2]
+        color = _GREEN if first.verb != "expand" else (_BLUE, _ORANGE)[first.depth % 2]
         axis.plot([i + 1 for i in stage], [records[i].valid_accuracy for i in stage], marker=".", color=color)
         if number:
             axis.axvline(stage[0] + 0.5, color="#cccccc", linewidth=0.8)
         label = {"expand": f"depth {first.depth}", "lookback": f"back to {first.depth}"}.get(
-            first.phase, PHASE_NAMES[first.phase]
+            first.phase, f"width {first.narrowed.width:g}" if first.narrowed else PHASE_NAMES[first.phase]
         )
         axis.annotate(
             label,
@@ -222,6 +244,10 @@ def _timeline(records: Sequence[EpochRecord], target: float | None) -> str:
     axis.set_ylim(bottom=max(0.0, lowest - 0.02))
     axis.set_xlabel("epoch")
     return _svg(figure)
+
+
+def _stage_of(record: EpochRecord) -> tuple[object, ...]:
+    return record.phase, record.depth, record.narrowed
 
 
 def _figure() -> tuple[Any, Any]:

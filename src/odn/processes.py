@@ -153,6 +153,27 @@ def copy_from_first(module: nn.Module) -> None:
         tensor.detach().copy_(received)
 
 
+def check_copies(*modules: nn.Module) -> None:
+    """Make sure that all processes hold the same weights, bit for bit.
+
+    Args:
+        *modules: networks of which every process has a whole copy.
+
+    Raises:
+        OdnError: when they differ.
+    """
+    if share().world == 1:
+        return
+    tensors = [tensor for module in modules for tensor in module.parameters()]
+    # The sum of the bits, as whole numbers, depends on no order.
+    sums = torch.stack([t.detach().view(torch.int32).sum(dtype=torch.int64) for t in tensors])
+    if not torch.equal(total(sums), share().world * sums):
+        raise OdnError(
+            "the processes no longer hold the same weights: one of them computes wrongly; continue with --resume on "
+            "other hardware"
+        )
+
+
 def first_only(step: Callable[Given, Value]) -> Callable[Given, Value]:
     """Let the first process do a step alone, while the others wait for its result.
 

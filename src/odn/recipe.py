@@ -7,6 +7,7 @@ import tomli_w
 
 from odn.config import (
     AugmentConfig,
+    CompressConfig,
     DataConfig,
     ExpandConfig,
     FinetuneConfig,
@@ -40,6 +41,7 @@ class RunConfig:
     train: TrainConfig = field(default_factory=TrainConfig)
     expand: ExpandConfig = field(default_factory=ExpandConfig)
     finetune: FinetuneConfig = field(default_factory=FinetuneConfig)
+    compress: CompressConfig = field(default_factory=CompressConfig)
     report: ReportConfig = field(default_factory=ReportConfig)
 
     def __post_init__(self) -> None:

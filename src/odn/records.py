@@ -13,13 +13,15 @@ from odn.errors import OdnError, UsageError
 from odn.files import explain, write_atomically
 from odn.tables import from_table
 
-Phase = Literal["expand", "cooldown", "lookback", "finetune"]
-Verb = Literal["expand", "finetune"]
+Phase = Literal["expand", "cooldown", "lookback", "finetune", "compress"]
+Verb = Literal["expand", "finetune", "compress"]
+VERBS: tuple[Verb, ...] = ("expand", "finetune", "compress")
 PHASE_NAMES: dict[Phase, str] = {
     "expand": "grow",
     "cooldown": "cool down",
     "lookback": "look back",
     "finetune": "fine-tune",
+    "compress": "compress",
 }
 
 
@@ -34,23 +36,41 @@ class StopReason(StrEnum):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Narrowed:
+    """The network that is trained where it is narrower than its depth's.
+
+    Attributes:
+        width: share of the channels that is left, above 0 to 1.
+        parameters: number of its weights.
+        macs: multiply-accumulates of its forward pass for one image.
+        teacher_macs: likewise of the network that it learns from.
+    """
+
+    width: float
+    parameters: int
+    macs: int
+    teacher_macs: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class EpochRecord:
     """One epoch of training and the evaluation that followed it.
 
     Attributes:
         phase: expansion at a constant learning rate, expansion annealing a depth that almost reached the target,
-            looking back from a depth that holds the target at a shallower one, or fine-tuning.
+            looking back from a depth that holds the target at a shallower one, fine-tuning, or compressing.
         depth: number of blocks of the trained prefix, from 1.
         epoch: epoch within this phase and depth, from 1.
         cap: most epochs of this phase at this depth.
         learning_rate: at the end of the epoch.
-        train_loss: mean cross-entropy over the epoch's samples; None when it was not finite.
+        train_loss: mean loss over the epoch's samples; None when it was not finite.
         valid_correct: validation images that the averaged weights classified correctly.
         valid_count: validation images.
         train_samples: samples trained on in this epoch.
         evaluated_samples: samples of forward passes without training (recalibration and validation).
         seconds: wall-clock time of the epoch with its evaluation.
         stop: why this phase of this depth ended with this epoch, None while it goes on.
+        narrowed: while compressing, the network in training.
     """
 
     phase: Phase
@@ -65,11 +85,12 @@ class EpochRecord:
     evaluated_samples: int
     seconds: float
     stop: str | None = None
+    narrowed: Narrowed | None = None
 
     @property
     def verb(self) -> Verb:
         """The step of the line that trained: a cool-down is part of expansion."""
-        return "finetune" if self.phase == "finetune" else "expand"
+        return self.phase if self.phase in ("finetune", "compress") else "expand"
 
     @property
     def valid_accuracy(self) -> float:

@@ -16,13 +16,16 @@ from odn.data import Split
 from odn.engine import evaluate
 from odn.files import write_atomically
 from odn.measure import macs_by_depth, measure_cost, measure_latency, train_macs
-from odn.network import NetworkSpec, Prefix, build_network, weights_of
-from odn.page import HEADINGS, cells, render_page
+from odn.narrowing import compression_summary
+from odn.network import NetworkSpec, Prefix, build_network
+from odn.page import HEADINGS, cells, compression_sentence, render_page
 from odn.processes import training_device
 from odn.recipe import RunConfig, read_run_config
 from odn.records import EpochRecord, read_history
 from odn.search import plan_depths
 from odn.stopping import confirmed, meets_target, settle_target, wilson_interval
+from odn.storage import load_network
+from odn.weights import weights_of
 
 SCHEMA = 1
 _STOCK = "cifar_resnet20"  # the small network that a person would pick without any search
@@ -48,7 +51,8 @@ class Report:
             verdict = {True: "reached", False: "not reached", None: "unknown"}[figures["reached"]]
             kind = "automatic target" if figures["target_automatic"] else "target"
             title += f", {kind} {figures['target_accuracy']:.4f} {verdict}"
-        table = Table(title=f"{title}: depth {figures['depth']} of {figures['max_depth']}")
+        caption = compression_sentence(figures["compression"])
+        table = Table(title=f"{title}: depth {figures['depth']} of {figures['max_depth']}", caption=caption or None)
         # A column per network: a terminal is seldom wide enough for a column per figure.
         columns = [cells(row) for row in figures["networks"]]
         table.add_column(HEADINGS[0])
@@ -109,25 +113,21 @@ def _figures(
     spec = network.spec
     assert spec is not None
     full = _full_depth(spec)
-    judged = copy.deepcopy(network).to(training_device())
-    correct = evaluate(judged, valid) if valid is not None else None
+    rows = [_row("full", full, config)]
+    if spec.channels:
+        rows.append(_extracted_row(run, spec, test, valid, config))
+    mine = _row("pruned" if spec.channels else "extracted", network, config)
+    mine["file_bytes"] = (run / "artifact" / "weights.safetensors").stat().st_size
+    correct = _judge(mine, network, test, valid)
     reached = None
     expand = settings.expand if settings else None
     if expand is not None:
         expand = settle_target(records, plan_depths(expand, full.depth)[-1], expand)
     if settings and expand is not None and valid is not None and correct is not None:
-        at_depth = [record for record in records if record.depth == network.depth]
+        own = [record for record in records if _trained(record, network.depth, mine["parameters"], spec)]
         # An automatic target was seen on this very split; only one that was given has to be confirmed.
-        sure = not settings.expand.target_accuracy or confirmed(at_depth, expand)
+        sure = not settings.expand.target_accuracy or confirmed(own, expand)
         reached = sure and meets_target(correct, len(valid), expand)
-    extracted = _row("extracted", network, config)
-    extracted["file_bytes"] = (run / "artifact" / "weights.safetensors").stat().st_size
-    if valid is not None and correct is not None:
-        extracted["valid_accuracy"] = correct / len(valid)
-    if test is not None:
-        hits = evaluate(judged, test)
-        extracted["test_accuracy"] = hits / len(test)
-        extracted["test_interval"] = list(wilson_interval(hits, len(test)))
     stock = build_network(_STOCK, spec.input_shape, spec.classes)
     return {
         "schema": SCHEMA,
@@ -146,13 +146,44 @@ def _figures(
         "reached": reached,
         "depth": network.depth,
         "max_depth": full.depth,
-        "networks": [
-            _row("full", full, config),
-            extracted,
-            _row(_STOCK, stock.prefix(stock.max_depth), config),
-        ],
+        "networks": [*rows, mine, _row(_STOCK, stock.prefix(stock.max_depth), config)],
+        "compression": compression_summary(records, settings.compress, expand) if settings and expand else None,
         "cost": _cost(artifact, records, config),
     }
+
+
+def _extracted_row(
+    run: Path, spec: NetworkSpec, test: Split | None, valid: Split | None, config: ReportConfig
+) -> dict[str, Any]:
+    """Describe the network before it was narrowed: that of the run, or where it is not at hand, its costs alone."""
+    source = next((run / name for name in ("finetuned", "extracted") if (run / name).is_dir()), None)
+    if source is None:
+        whole = build_network(spec.backbone, spec.input_shape, spec.classes, width=spec.width)
+        return _row("extracted", whole.prefix(spec.depth), config)
+    network = load_network(source)
+    row = _row("extracted", network, config)
+    _judge(row, network, test, valid)
+    return row
+
+
+def _judge(row: dict[str, Any], network: Prefix, test: Split | None, valid: Split | None) -> int | None:
+    """Fill in how a network does, and return how many validation images it classifies correctly."""
+    judged = copy.deepcopy(network).to(training_device())
+    correct = None
+    if valid is not None:
+        correct = evaluate(judged, valid)
+        row["valid_accuracy"] = correct / len(valid)
+    if test is not None:
+        hits = evaluate(judged, test)
+        row["test_accuracy"] = hits / len(test)
+        row["test_interval"] = list(wilson_interval(hits, len(test)))
+    return correct
+
+
+def _trained(record: EpochRecord, depth: int, parameters: int, spec: NetworkSpec) -> bool:
+    if record.depth != depth or record.narrowed is None:
+        return record.depth == depth and not spec.channels
+    return bool(spec.channels) and record.narrowed.parameters == parameters
 
 
 def _full_depth(spec: NetworkSpec) -> Prefix:
@@ -198,6 +229,7 @@ def _cost(artifact: Artifact, records: Sequence[EpochRecord], config: ReportConf
             "seconds",
             "epochs_by_depth",
             "finetune_epochs",
+            "compress_epochs",
         )
         return dict.fromkeys(keys)
     macs = _macs_by_depth(artifact)
@@ -214,4 +246,5 @@ def _cost(artifact: Artifact, records: Sequence[EpochRecord], config: ReportConf
         "seconds": round(sum(record.seconds for record in records), 3),
         "epochs_by_depth": epochs_by_depth,
         "finetune_epochs": sum(record.verb == "finetune" for record in records),
+        "compress_epochs": sum(record.verb == "compress" for record in records),
     }

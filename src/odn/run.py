@@ -1,7 +1,4 @@
-"""The line of a run, step by step: each step reads the run directory and adds to it.
-
-Of several processes (``torchrun``) all train and the first one writes; the others need to see its run directory.
-"""
+"""The line of a run, step by step: each step reads the run directory and adds to it."""
 
 import dataclasses
 from collections.abc import Generator
@@ -12,13 +9,16 @@ from odn.allocator import reuse_freed_memory
 from odn.artifact import export
 from odn.backbones import find_backbone
 from odn.checkpoint import Checkpoints
-from odn.data import Data, load_data
+from odn.compression import CompressResult, compress_epochs
+from odn.config import CompressConfig
+from odn.data import Data, DataSpec
 from odn.engine import finish
 from odn.errors import OdnError, UsageError
 from odn.expansion import expand_epochs, kept_name
 from odn.extraction import FinetuneResult, finetune_epochs
 from odn.network import Prefix, build_network, partition
-from odn.processes import agree, first_on_each_machine, first_only
+from odn.processes import agree, first_only
+from odn.pruning import check_request
 from odn.recipe import RunConfig, read_run_config
 from odn.records import EpochRecord, read_history
 from odn.reporting import Report, report
@@ -28,10 +28,15 @@ from odn.rundir import (
     clear_after,
     create_directory,
     held,
+    keep,
+    load_run_data,
+    newest_network,
     read_data_spec,
+    reload_data,
     write_config,
 )
 from odn.search import ExpandResult, expand_result, next_step, plan_depths
+from odn.stopping import settle_target
 from odn.storage import load_network, save_network
 
 Result = TypeVar("Result")
@@ -45,7 +50,7 @@ class Watch(Protocol):
 
 
 def run(config: RunConfig, path: Path, *, force: bool = False, resume: bool = False, watch: Watch = finish) -> Report:
-    """Do the whole line: data, partition, expand, extract, finetune, artifact, report.
+    """Do the whole line: data, partition, expand, extract, finetune, compress where asked for, artifact, report.
 
     Args:
         config: every setting.
@@ -63,6 +68,8 @@ def run(config: RunConfig, path: Path, *, force: bool = False, resume: bool = Fa
             extract_run(path)
         if agree(not (path / "finetuned").is_dir()):
             finetune_run(path, resume=resume, watch=watch, data=data)
+        if bool(config.compress.asked) and agree(not (path / "compressed").is_dir()):
+            compress_run(path, resume=resume, watch=watch, data=data)
         export_run(path)
         return report_run(path, data=data)
 
@@ -89,9 +96,11 @@ def _expand(config: RunConfig, path: Path, *, force: bool, resume: bool, watch: 
     check_directory(config, path, force=force, resume=resume)
     # Everything that can be wrong with the request shows before the first byte is written.
     find_backbone(config.backbone, config.width)
-    data = _load_data(config)
+    data = load_run_data(config)
     network = partition(config.backbone, data.spec, width=config.width, seed=config.seed)
     depths = plan_depths(config.expand, network.max_depth)
+    if config.compress.asked:
+        check_request(network.prefix(depths[0]), config.compress, data.spec.input_shape)
     if resume:
         check_data(path, data.spec)
     else:
@@ -133,8 +142,7 @@ def extract_run(path: Path, depth: int | None = None) -> Prefix:
     config, data = read_run_config(path / "config.toml"), read_data_spec(path)
     records = [record for record in read_history(path / "history.jsonl") if record.verb == "expand"]
     if depth is None:
-        full = build_network(config.backbone, data.input_shape, len(data.classes), width=config.width, device="meta")
-        depths = plan_depths(config.expand, full.max_depth)
+        depths = _plan(config, data)
         if next_step(records, depths, config.expand) is not None:
             raise OdnError(f"expansion of {path} has not finished; continue it with: odn run --run {path} --resume")
         depth = expand_result(records, depths, config.expand).depth
@@ -176,11 +184,11 @@ def finetune_run(
         # The run's settings stay what it was done with, so that resuming follows the same schedule.
         config = dataclasses.replace(config, finetune=dataclasses.replace(config.finetune, epochs=epochs))
         with held(path):
-            first_only(write_config)(config, path)
+            write_config(config, path)
     if not (path / "extracted").is_dir():
         raise OdnError(f"{path} has no extracted network; run: odn extract {path}")
     small = load_network(path / "extracted")
-    data = data or _reload_data(config, path)
+    data = data or reload_data(config, path)
     reuse_freed_memory()
     with held(path):
         checkpoints = Checkpoints("finetune", path, resume=resume)
@@ -196,30 +204,76 @@ def finetune_run(
                 checkpoints=checkpoints,
             )
         )
-        _keep_finetuned(path, small.cpu())
+        keep(small.cpu(), path, "finetuned")
+    return result
+
+
+def compress_run(
+    path: Path,
+    *,
+    compress: CompressConfig | None = None,
+    resume: bool = False,
+    watch: Watch = finish,
+    data: Data | None = None,
+) -> CompressResult:
+    """Narrow the fine-tuned network, or the extracted one where there is none, and write it to ``RUN/compressed``.
+
+    Args:
+        path: the run directory, with ``extracted`` or ``finetuned``.
+        compress: instead of the run's own settings, which it replaces.
+        resume: continue where an interrupted compressing stands.
+        watch: runs the training generator.
+        data: the dataset of the run where it is loaded already.
+
+    Returns:
+        The narrower network and how it does; with ``auto`` that may be the network as it was.
+
+    Raises:
+        UsageError: when neither the request nor the run says how narrow, or that is impossible.
+    """
+    config = first_only(read_run_config)(path / "config.toml")
+    config = dataclasses.replace(config, compress=compress or config.compress)
+    if not config.compress.asked:
+        raise UsageError("say how narrow, e.g. --width 0.5, --max-parameters 20000, --max-macs 1000000 or --auto")
+    network = load_network(newest_network(path, ("finetuned", "extracted")))
+    data = data or reload_data(config, path)
+    check_request(network, config.compress, data.spec.input_shape)
+    goal = settle_target(first_only(read_history)(path / "history.jsonl"), _plan(config, data.spec)[-1], config.expand)
+    reuse_freed_memory()
+    with held(path):
+        write_config(config, path)
+        checkpoints = Checkpoints("compress", path, resume=resume)
+        clear_after(path, "finetuned")
+        result = watch(
+            compress_epochs(
+                network,
+                data.train,
+                data.valid,
+                config=config.compress,
+                goal=goal,
+                training=config.train,
+                seed=config.seed,
+                checkpoints=checkpoints,
+            )
+        )
+        keep(result.network, path, "compressed")
     return result
 
 
 @first_only
 def export_run(path: Path) -> Path:
-    """Write the artifact from the fine-tuned network, or from the extracted one where there is none.
+    """Write the artifact from the compressed network, or from the fine-tuned or extracted one where there is none.
 
     Args:
-        path: the run directory, with ``extracted`` or ``finetuned``.
+        path: the run directory, with ``extracted``.
 
     Returns:
         The artifact's directory.
-
-    Raises:
-        OdnError: when no network has been extracted.
     """
     data = read_data_spec(path)
-    source = next((path / name for name in ("finetuned", "extracted") if (path / name).is_dir()), None)
-    if source is None:
-        raise OdnError(f"{path} has no extracted network; run: odn extract {path}")
-    small = load_network(source)
+    small = load_network(newest_network(path, ("compressed", "finetuned", "extracted")))
     with held(path):
-        clear_after(path, "finetuned")
+        clear_after(path, "compressed")
         return export(small, path / "artifact", data)
 
 
@@ -234,24 +288,11 @@ def report_run(path: Path, *, data: Data | None = None) -> Report:
     Returns:
         The report.
     """
-    data = data or _reload_data(read_run_config(path / "config.toml"), path)
+    data = data or reload_data(read_run_config(path / "config.toml"), path)
     with held(path):
         return report(path, test=data.test, valid=data.valid)
 
 
-def _load_data(config: RunConfig) -> Data:
-    with first_on_each_machine():  # it may have to download
-        return load_data(
-            config.dataset, data_dir=config.data_dir, seed=config.seed, config=config.data, augment=config.augment
-        )
-
-
-def _reload_data(config: RunConfig, path: Path) -> Data:
-    data = _load_data(config)
-    check_data(path, data.spec)
-    return data
-
-
-@first_only
-def _keep_finetuned(path: Path, network: Prefix) -> None:
-    save_network(network, path / "finetuned")
+def _plan(config: RunConfig, data: DataSpec) -> list[int]:
+    full = build_network(config.backbone, data.input_shape, len(data.classes), width=config.width, device="meta")
+    return plan_depths(config.expand, full.max_depth)

@@ -9,15 +9,20 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from odn.checkpoint import Checkpoints
-from odn.data import DataSpec
+from odn.data import Data, DataSpec, load_data
 from odn.errors import OdnError, UsageError
 from odn.files import exclusive, new_directory, remove, write_atomically
-from odn.processes import first_only, share
+from odn.network import Prefix
+from odn.processes import first_on_each_machine, first_only, share
 from odn.recipe import RunConfig, read_run_config, to_toml
+from odn.records import Verb
+from odn.storage import save_network
 from odn.tables import from_table, to_table
 
 # What the steps after expansion add, in order: writing one makes those after it out of date.
-_PRODUCTS = ("extracted", "finetuned", "artifact", "report.json", "report.html")
+_PRODUCTS = ("extracted", "finetuned", "compressed", "artifact", "report.json", "report.html")
+# What is trained from which product: a new one is trained from the start.
+_SOURCES: dict[Verb, str] = {"finetune": "extracted", "compress": "finetuned"}
 
 
 @contextlib.contextmanager
@@ -96,6 +101,7 @@ def create_directory(config: RunConfig, data: DataSpec, path: Path) -> None:
         write_config(config, partial)
 
 
+@first_only
 def write_config(config: RunConfig, path: Path) -> None:
     """Write the settings of a run.
 
@@ -141,16 +147,78 @@ def check_data(path: Path, data: DataSpec) -> None:
         raise OdnError(f"{data.name} is not the data that {path} was started with; restore it, or use --force")
 
 
+def load_run_data(config: RunConfig) -> Data:
+    """Load the dataset of a run.
+
+    Args:
+        config: every setting.
+
+    Returns:
+        The splits and what is known of them.
+    """
+    with first_on_each_machine():  # it may have to download
+        return load_data(
+            config.dataset, data_dir=config.data_dir, seed=config.seed, config=config.data, augment=config.augment
+        )
+
+
+def reload_data(config: RunConfig, path: Path) -> Data:
+    """Load the dataset of a run that stands, and check that it is still the same.
+
+    Args:
+        config: every setting.
+        path: the run directory.
+
+    Returns:
+        The splits and what is known of them.
+    """
+    data = load_run_data(config)
+    check_data(path, data.spec)
+    return data
+
+
+@first_only
+def keep(network: Prefix, path: Path, product: str) -> None:
+    """Write a network to a run.
+
+    Args:
+        network: the network.
+        path: the run directory.
+        product: name of its directory there, e.g. ``finetuned``.
+    """
+    save_network(network, path / product)
+
+
+def newest_network(path: Path, products: tuple[str, ...]) -> Path:
+    """Find the newest product that holds a network.
+
+    Args:
+        path: the run directory.
+        products: their names, newest first.
+
+    Returns:
+        Its directory.
+
+    Raises:
+        OdnError: when there is none.
+    """
+    source = next((path / name for name in products if (path / name).is_dir()), None)
+    if source is None:
+        raise OdnError(f"{path} has no extracted network; run: odn extract {path}")
+    return source
+
+
 @first_only
 def clear_after(path: Path, product: str | None) -> None:
-    """Remove what is out of date once a product is written.
+    """Remove what a new product makes out of date, with the records and states of its training.
 
     Args:
         path: the run directory.
         product: ``extracted``, ``finetuned``, ``artifact`` ...; None means the outcome of expansion.
     """
-    if product is None:
-        Checkpoints("finetune", path)  # a new network is fine-tuned from the start
     start = 0 if product is None else _PRODUCTS.index(product) + 1
+    for verb, source in _SOURCES.items():
+        if _PRODUCTS.index(source) >= start:
+            Checkpoints(verb, path)
     for name in _PRODUCTS[start:]:
         remove(path / name)

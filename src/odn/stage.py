@@ -18,11 +18,13 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from odn.config import Precision, TrainConfig
 from odn.data import Split
+from odn.distillation import Teacher
 from odn.errors import OdnError, UsageError
-from odn.network import Prefix, weights_of, whole
+from odn.network import Prefix
 from odn.processes import accelerator, copy_from_first, share, total, training_device
 from odn.schedules import Schedule
 from odn.sharding import fill, part_like, shard
+from odn.weights import weights_of, whole
 
 _log = logging.getLogger("odn")
 _Tensors = tuple[Tensor, ...] | list[Tensor]
@@ -77,6 +79,7 @@ class Stage:
         train: the training split, for the number of steps per epoch.
         previous: the stage whose optimizer state is carried over by the names of parameters, if any.
         new_head: the head is not that of the previous stage, and has nothing to carry over.
+        teacher: a frozen network to learn from besides the labels, if any.
 
     Raises:
         UsageError: when a batch has less than two images per process.
@@ -90,6 +93,7 @@ class Stage:
         *,
         previous: "Stage | None" = None,
         new_head: bool = False,
+        teacher: Teacher | None = None,
     ) -> None:
         self.config = config
         self.device, self.share = training_device(), share()
@@ -113,6 +117,9 @@ class Stage:
             # Convolutions of small images are up to twice as fast with channels last, on CPUs as on GPUs.
             self.prefix = prefix.to(self.device).to(memory_format=torch.channels_last)
         copy_from_first(self.prefix)
+        self.teacher = teacher
+        if teacher is not None:
+            teacher.network.to(self.device).to(memory_format=torch.channels_last)
         self.ema = AveragedModel(self.prefix, multi_avg_fn=self._average)
         if self.sharded:
             for network in (self.prefix, self.averaged):
@@ -133,6 +140,11 @@ class Stage:
         module = self.ema.module
         assert isinstance(module, Prefix)
         return module
+
+    def learning_rate(self, schedule: Schedule) -> float:
+        """Return the learning rate of the newest step, also where that was taken before an interruption."""
+        rate: float = self.optimizer.param_groups[0]["initial_lr"]
+        return rate * (self.rate_factor * schedule(self.step / self.steps_per_epoch))
 
     def train_step(self, x_BCHW: Tensor, labels_B: Tensor, schedule: Schedule) -> Tensor:
         """Train on one batch.
@@ -181,7 +193,10 @@ class Stage:
 
     def _loss(self, x: Tensor, labels: Tensor, share: float) -> Tensor:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
-            loss = F.cross_entropy(self.model(x), labels, label_smoothing=self.config.label_smoothing)
+            logits = self.model(x)
+            loss = F.cross_entropy(logits, labels, label_smoothing=self.config.label_smoothing)
+            if self.teacher is not None:
+                loss = self.teacher.loss(x, logits, loss)
         return loss * share
 
     def _try_alone(self, x_BCHW: Tensor, labels_B: Tensor) -> None:
@@ -200,7 +215,7 @@ class Stage:
         self.micro_batches = int(total(parts).max())
 
     def _halve(self, error: RuntimeError | MemoryError, batch_size: int, *, alone: bool) -> None:
-        """Make room after running out of memory: half as many images at a time, the same batch in all."""
+        """Go on with half as many images at a time and the same batch in all."""
         if not (isinstance(error, MemoryError) or should_reduce_batch_size(error)):
             raise error
         if not alone:  # the others wait for this one at a place where it no longer comes
@@ -248,23 +263,6 @@ class Stage:
                 self.optimizer.state[parameter] = {
                     key: part_like(parameter.detach(), t) if t.ndim else t.clone() for key, t in found.items()
                 }
-
-    def check_copies(self) -> None:
-        """Make sure that all processes hold the same weights, bit for bit.
-
-        Raises:
-            OdnError: when they do not.
-        """
-        if self.sharded or self.share.world == 1:
-            return
-        tensors = [*self.prefix.parameters(), *self.averaged.parameters()]
-        # The sum of the bits, as whole numbers, depends on no order.
-        sums = torch.stack([t.detach().view(torch.int32).sum(dtype=torch.int64) for t in tensors])
-        if not torch.equal(total(sums), self.share.world * sums):
-            raise OdnError(
-                "the processes no longer hold the same weights: one of them computes wrongly; continue with --resume "
-                "on other hardware"
-            )
 
     def _average(self, averaged: _Tensors, current: _Tensors, count: Tensor | int) -> None:
         horizon = min(max(self.config.ema_epochs * self.steps_per_epoch, 10.0), _MAX_EMA_STEPS)

@@ -47,7 +47,7 @@ def meets_target(correct: int, count: int, config: ExpandConfig) -> bool:
 
 
 def confirmed(records: Sequence[EpochRecord], config: ExpandConfig) -> bool:
-    """Tell whether consecutive evaluations of one phase at one depth ever reached the target.
+    """Tell whether consecutive evaluations of one network in one phase ever reached the target.
 
     Args:
         records: of a run, oldest first.
@@ -56,7 +56,7 @@ def confirmed(records: Sequence[EpochRecord], config: ExpandConfig) -> bool:
     Returns:
         True when as many in a row as ``config.confirmations`` did.
     """
-    for _, phase in groupby(records, key=lambda record: (record.phase, record.depth)):
+    for _, phase in groupby(records, key=lambda record: (record.phase, record.depth, record.narrowed)):
         row = 0
         for record in phase:
             row = row + 1 if meets_target(record.valid_correct, record.valid_count, config) else 0

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from odn.errors import OdnError, UsageError
 from odn.files import new_directory, stay_inside, write_atomically
-from odn.network import NetworkSpec, Prefix, build_prefix, weights_of
+from odn.network import NetworkSpec, Prefix, build_prefix
+from odn.weights import weights_of
 
 SPEC_FILE, WEIGHTS_FILE = "spec.json", "weights.safetensors"
 _MAX_JSON_BYTES = 64 * 1024**2

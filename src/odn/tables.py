@@ -60,6 +60,10 @@ def _value(kind: Any, value: Any, where: str) -> Any:
         if len(kinds) != len(value):
             raise UsageError(f"'{where}' has {len(value)} entries; allowed: {len(kinds)}")
         return tuple(_value(k, v, f"{where}[{i}]") for i, (k, v) in enumerate(zip(kinds, value, strict=True)))
+    if origin is dict:
+        if not isinstance(value, dict):
+            raise UsageError(f"'{where}' is {value!r}; allowed: a table")
+        return {name: _value(arguments[1], inner, f"{where}.{name}") for name, inner in value.items()}
     if kind is Any:
         return value
     if kind is float and isinstance(value, int) and not isinstance(value, bool):

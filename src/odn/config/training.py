@@ -1,87 +1,12 @@
-"""The settings of every step: frozen dataclasses and their checks. No torch here."""
+"""Settings of training: weights, depth, fine-tuning. No torch here."""
 
 from dataclasses import dataclass
 from typing import Literal
 
-from odn.errors import UsageError
+from odn.config.checks import check_target, require
 
 Precision = Literal["auto", "fp32", "bf16"]
 Parallel = Literal["ddp", "fsdp"]
-
-
-def require(condition: bool, message: str) -> None:
-    """Refuse a setting.
-
-    Args:
-        condition: what has to hold.
-        message: what was given, what is allowed, the fix.
-
-    Raises:
-        UsageError: when it does not hold.
-    """
-    if not condition:
-        raise UsageError(message)
-
-
-@dataclass(frozen=True, kw_only=True)
-class AugmentConfig:
-    """Random changes made to each training image, drawn anew for every sample.
-
-    Attributes:
-        shift: largest translation as a fraction of the image side, in [0, 0.5].
-        rotate_degrees: largest rotation either way, in [0, 180].
-        flip: mirror half of the images left to right; only where the classes allow it.
-    """
-
-    shift: float = 0.1
-    rotate_degrees: float = 0.0
-    flip: bool = False
-
-    def __post_init__(self) -> None:
-        require(0 <= self.shift <= 0.5, f"augment.shift is {self.shift}; allowed: 0 to 0.5 of the side")
-        require(
-            0 <= self.rotate_degrees <= 180,
-            f"augment.rotate_degrees is {self.rotate_degrees}; allowed: 0 to 180",
-        )
-
-
-@dataclass(frozen=True, kw_only=True)
-class DataConfig:
-    """How a dataset is read and split.
-
-    Attributes:
-        valid_fraction: share of the training images held out for validation, in (0, 0.5]; 0 means 0.1, or 0.2
-            where fewer than 5,000 images are at hand.
-        test_fraction: share of the images kept for the report where the dataset brings no test split.
-        train_limit: keep a stratified subset of so many training images (and at most as many for validation);
-            0 keeps all.
-        image_size: height and width in pixels to which files are resized; 0 keeps the size they share.
-        skip_bad_files: leave unreadable image files out (they are named) instead of stopping.
-        resident_bytes: a split whose decoded images fit into so many bytes lives in memory, a larger one streams.
-        workers: processes that decode a streamed dataset; 0 means one per CPU core, at most 8.
-    """
-
-    valid_fraction: float = 0.0
-    test_fraction: float = 0.2
-    train_limit: int = 0
-    image_size: int = 0
-    skip_bad_files: bool = False
-    resident_bytes: int = 2 * 1024**3
-    workers: int = 0
-
-    def __post_init__(self) -> None:
-        require(
-            0 <= self.valid_fraction <= 0.5,
-            f"data.valid_fraction is {self.valid_fraction}; allowed: above 0 to 0.5, or 0 for the default",
-        )
-        require(
-            0 < self.test_fraction <= 0.5,
-            f"data.test_fraction is {self.test_fraction}; allowed: above 0 to 0.5",
-        )
-        for name in ("train_limit", "resident_bytes", "workers"):
-            value = getattr(self, name)
-            require(value >= 0, f"data.{name} is {value}; allowed: 0 or more")
-        require(0 <= self.image_size <= 4096, f"data.image_size is {self.image_size}; allowed: 1 to 4096 pixels")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -218,39 +143,3 @@ class FinetuneConfig:
 
     def __post_init__(self) -> None:
         require(self.epochs >= 0, f"finetune.epochs is {self.epochs}; allowed: 0 or more")
-
-
-@dataclass(frozen=True, kw_only=True)
-class ReportConfig:
-    """What the report measures.
-
-    Attributes:
-        reference_epochs: epochs of the full-depth training to which the cost of the run is compared.
-        latency_seconds: time spent measuring each latency; 0 leaves latencies unmeasured.
-    """
-
-    reference_epochs: int = 30
-    latency_seconds: float = 0.5
-
-    def __post_init__(self) -> None:
-        require(
-            self.reference_epochs >= 1,
-            f"report.reference_epochs is {self.reference_epochs}; allowed: 1 or more",
-        )
-        require(self.latency_seconds >= 0, f"report.latency_seconds is {self.latency_seconds}; allowed: 0 or more")
-
-
-def check_target(target_accuracy: float) -> None:
-    """Refuse a target that is not a fraction.
-
-    Args:
-        target_accuracy: validation accuracy asked for.
-
-    Raises:
-        UsageError: when it is not above 0 and at most 1; percentages get the fraction that was meant.
-    """
-    hint = f"; for {target_accuracy} % write {target_accuracy / 100:g}" if 1 < target_accuracy <= 100 else ""
-    require(
-        0 < target_accuracy <= 1,
-        f"target accuracy is {target_accuracy}; allowed: a fraction above 0 and at most 1{hint}",
-    )

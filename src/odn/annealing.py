@@ -1,0 +1,69 @@
+"""Annealing a network that is already good, and keeping the best of its averaged weights."""
+
+import dataclasses
+from collections.abc import Generator, Sequence
+
+from odn.checkpoint import Checkpoints
+from odn.data import Split
+from odn.durable import durable_epochs
+from odn.records import EpochRecord, Narrowed, Phase
+from odn.schedules import anneal
+from odn.stage import Stage
+
+
+def annealed_epochs(
+    stage: Stage,
+    train: Split,
+    valid: Split,
+    *,
+    phase: Phase,
+    epochs: int,
+    seed: int,
+    checkpoints: Checkpoints,
+    kept: str,
+    before: int,
+    done: Sequence[EpochRecord],
+    narrowed: Narrowed | None = None,
+) -> Generator[EpochRecord, None, int]:
+    """Anneal the learning rate to zero, one epoch at a time.
+
+    Args:
+        stage: what is trained, in the state that the checkpoints hold.
+        train: the training split.
+        valid: the validation split.
+        phase: for the records.
+        epochs: length of the schedule.
+        seed: of the run.
+        checkpoints: the memory of the run; the network as it came is kept there already.
+        kept: name under which the weights that are best on the validation split are kept.
+        before: validation images that the network as it came classifies correctly.
+        done: records of this schedule from before an interruption.
+        narrowed: for the records.
+
+    Yields:
+        The record of every epoch.
+
+    Returns:
+        Validation images that the kept weights classify correctly; never below ``before``.
+    """
+    best = max([before, *(record.valid_correct for record in done)])
+    for record in durable_epochs(
+        stage,
+        train,
+        valid,
+        phase=phase,
+        schedule=anneal(epochs, stage.config.warmup_epochs),
+        epochs=epochs,
+        seed=seed,
+        checkpoints=checkpoints,
+    ):
+        # The look at the network as it came is part of the cost.
+        looked = record.evaluated_samples + (len(valid) if record.epoch == 1 else 0)
+        record = dataclasses.replace(record, evaluated_samples=looked, narrowed=narrowed)
+        # Of equals the later epoch wins: its learning rate was lower.
+        if record.valid_correct >= best:
+            best = record.valid_correct
+            checkpoints.keep(kept, stage.averaged)
+        checkpoints.commit(record, stage)
+        yield record
+    return best
