@@ -44,6 +44,10 @@ reach = 1000.0
 [finetune]
 epochs = 3
 
+[compress]
+width = 0.5
+epochs = 3
+
 [report]
 latency_seconds = 0.05
 """
@@ -106,7 +110,13 @@ def where(run: Path) -> str:
     Returns:
         The step that was going on.
     """
-    for name, step in (("report.json", "after the report"), ("artifact", "report"), ("finetuned", "export")):
+    steps = (
+        ("report.json", "after the report"),
+        ("artifact", "report"),
+        ("compressed", "export"),
+        ("finetuned", "compress"),
+    )
+    for name, step in steps:
         if (run / name).exists():
             return step
     history = run / "history.jsonl"
@@ -235,7 +245,7 @@ def main() -> None:
         )
     ]
     text = (
-        "Digits, a narrow `cifar_resnet20` at depths 1, 2 and 4 with cool-downs, fine-tuning, artifact and report; "
+        "Digits, a narrow `cifar_resnet20` at depths 1, 2 and 4 with cool-downs, fine-tuning, compressing to half the width, artifact and report; "
         f"states are saved within epochs too. Every run was killed up to {KILLS_PER_RUN} times and resumed, then its "
         "report (times aside) and the checksum of its weights were compared with those of a run left alone. Kills by "
         "the step that was going on: " + ", ".join(f"{place} {count}" for place, count in places.most_common()) + "."
