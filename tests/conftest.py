@@ -9,7 +9,8 @@ import torch
 
 from odn.cli import main
 from odn.config import AugmentConfig
-from odn.data import Data, DataSpec, Preprocessing, TensorSplit
+from odn.data import Data, DataSpec, TensorSplit
+from odn.images import Preprocessing
 
 ROOT = Path(__file__).parents[1]
 

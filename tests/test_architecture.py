@@ -12,9 +12,10 @@ SOURCE = ROOT / "src" / "odn"
 # A module imports only from rows above its own; modules that share a row do not import each other.
 ROWS = [
     ["errors", "allocator"],
-    ["tables", "files"],
-    ["config"],
-    ["records", "recipe"],
+    ["tables", "files", "images"],
+    ["runtimes"],
+    ["config", "manifest"],
+    ["records", "recipe", "batching", "guard", "webpage"],
     ["defaults"],
     ["data", "layers", "measure", "stopping", "schedules"],
     ["backbones", "planning"],
@@ -23,9 +24,13 @@ ROWS = [
     ["engine"],
     ["storage"],
     ["checkpoint", "artifact"],
-    ["durable"],
-    ["expansion", "extraction", "reporting"],
+    ["durable", "rivals", "sessions"],
+    ["expansion", "extraction", "predicting", "runner"],
+    ["exporting", "benchmark", "service"],
+    ["runtime_rows", "serve"],
+    ["reporting"],
     ["run", "flags", "display"],
+    ["deploy"],
     ["cli", "__init__"],
     ["__main__"],
 ]
@@ -65,7 +70,12 @@ def test_modules_stay_small(path):
 def public_functions():
     for path in FILES:
         for node in ast.parse(path.read_text()).body:
-            if isinstance(node, ast.FunctionDef) and not node.name.startswith("_") and path.stem != "cli":
+            if (
+                isinstance(node, ast.FunctionDef)
+                and not node.name.startswith("_")
+                and path.stem != "cli"
+                and not node.name.endswith("_command")
+            ):
                 yield pytest.param(node, id=f"{unit(path)}.{node.name}")
 
 

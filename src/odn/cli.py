@@ -1,16 +1,16 @@
 """The command ``odn``: flags in, results to stdout, progress and errors to stderr, exit codes 0 to 3."""
 
-import json as json_module
 import logging
 import os
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING
 
-from cyclopts import App, CycloptsError, Parameter
+from cyclopts import App, CycloptsError
 
+from odn.deploy import COMMANDS, DONE, FAILED, Switch, print_json
 from odn.errors import OdnError, UsageError
 from odn.flags import Flags
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from odn.display import Display
     from odn.recipe import RunConfig
 
-DONE, FAILED, USAGE, TARGET_MISSED = 0, 1, 2, 3
+USAGE, TARGET_MISSED = 2, 3
 
 app = App(
     name="odn",
@@ -33,9 +33,6 @@ def _version() -> str:
     from importlib.metadata import version
 
     return version("optimally-deep")
-
-
-Switch = Annotated[bool, Parameter(negative="")]
 
 
 @app.command(name="run")
@@ -54,7 +51,7 @@ def run_command(dataset: str | None = None, /, *, flags: Flags = Flags(), json: 
 
     report = run(config, path, force=flags.force, resume=flags.resume, watch=_display(config).watch)
     if json:
-        _print_json(report.figures)
+        print_json(report.figures)
     else:
         print_report(report)
     return DONE if report.figures["reached"] else TARGET_MISSED
@@ -75,7 +72,7 @@ def expand_command(dataset: str | None = None, /, *, flags: Flags = Flags(), jso
     result = expand_run(config, path, force=flags.force, resume=flags.resume, watch=_display(config).watch)
     outcome = {"depth": result.depth, "reached": result.reached, "valid_accuracy": result.valid_accuracy}
     if json:
-        _print_json(outcome)
+        print_json(outcome)
     else:
         verdict = "reached" if result.reached else "not reached"
         print(f"target {verdict}: depth {result.depth}, valid {result.valid_accuracy:.4f}; next: odn extract {path}")
@@ -122,19 +119,6 @@ def finetune_command(run: Path, /, *, epochs: int | None = None, resume: Switch 
     return DONE
 
 
-@app.command(name="export")
-def export_command(run: Path, /) -> int:
-    """Write the deployable directory, RUN/artifact.
-
-    Args:
-        run: the run directory.
-    """
-    from odn.run import export_run
-
-    print(f"{export_run(run)}; next: odn report {run}")
-    return DONE
-
-
 @app.command(name="report")
 def report_command(run: Path, /, *, json: Switch = False) -> int:
     """Measure the artifact and look at the test split, to RUN/report.json and RUN/report.html.
@@ -148,7 +132,7 @@ def report_command(run: Path, /, *, json: Switch = False) -> int:
 
     report = report_run(run)
     if json:
-        _print_json(report.figures)
+        print_json(report.figures)
     else:
         print_report(report)
     return DONE if report.figures["reached"] else TARGET_MISSED
@@ -181,7 +165,7 @@ def profile_command(
     network = build_network(backbone, shape, classes, width=width, device="meta")
     rows = profile(network.prefixes(), shape)
     if json:
-        _print_json(rows)
+        print_json(rows)
     else:
         print_rows(f"{backbone}, {input_shape}, {classes} classes", rows)
     return DONE
@@ -212,32 +196,14 @@ def backbones_command(*, json: Switch = False) -> int:
             }
         )
     if json:
-        _print_json(rows)
+        print_json(rows)
     else:
         print_rows("backbones", rows)
     return DONE
 
 
-@app.command(name="predict")
-def predict_command(
-    artifact: Path, files: Annotated[list[Path], Parameter(consume_multiple=True)], /, *, json: Switch = False
-) -> int:
-    """Classify image files: path, label and probability, one line each.
-
-    Args:
-        artifact: the directory that odn run or odn export wrote.
-        files: images; they are resized to the network's input.
-        json: print one JSON object per line.
-    """
-    from odn.artifact import load
-
-    for path, prediction in load(artifact).predict_files(files):
-        if json:
-            row = {"path": str(path), "label": prediction.label, "probability": prediction.probability}
-            print(json_module.dumps(row))
-        else:
-            print(f"{path}\t{prediction.label}\t{prediction.probability:.4f}")
-    return DONE
+for _name, _command in COMMANDS.items():
+    app.command(_command, name=_name)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -284,7 +250,3 @@ def _display(config: "RunConfig") -> "Display":
     from odn.display import Display
 
     return Display(config)
-
-
-def _print_json(value: Any) -> None:
-    print(json_module.dumps(value, indent=2))

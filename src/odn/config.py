@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from odn.errors import UsageError
+from odn.runtimes import find_runtime
 
 Precision = Literal["auto", "fp32", "bf16"]
 
@@ -214,6 +215,26 @@ class FinetuneConfig:
 
     def __post_init__(self) -> None:
         require(self.epochs >= 0, f"finetune.epochs is {self.epochs}; allowed: 0 or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportConfig:
+    """What the artifact holds.
+
+    Attributes:
+        to: runtimes besides PyTorch to write files for.
+        max_drop: validation accuracy that int8 and shorter weights may cost, a fraction; beyond it fp32 is kept.
+        weights: how PyTorch's weights are stored on disk; they are computed with in fp32.
+    """
+
+    to: tuple[str, ...] = ()
+    max_drop: float = 0.002
+    weights: Literal["fp32", "bf16", "fp16"] = "fp32"
+
+    def __post_init__(self) -> None:
+        for name in self.to:
+            find_runtime(name)
+        require(0 <= self.max_drop < 1, f"export.max_drop is {self.max_drop}; allowed: 0 to below 1, e.g. 0.002")
 
 
 @dataclass(frozen=True, kw_only=True)

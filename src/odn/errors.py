@@ -1,7 +1,9 @@
 """Errors that a person can put right: each says what was given, what is allowed and the fix."""
 
 import difflib
+import importlib
 from collections.abc import Iterable
+from typing import Any
 
 
 class OdnError(Exception):
@@ -28,3 +30,27 @@ def did_you_mean(given: str, allowed: Iterable[str]) -> str:
     """
     close = difflib.get_close_matches(given.lower(), list(allowed), n=1, cutoff=0.5)
     return f" Did you mean '{close[0]}'?" if close else ""
+
+
+def require_extra(module: str, extra: str, what_for: str) -> Any:
+    """Import a module of an optional library.
+
+    Args:
+        module: its dotted name.
+        extra: of this package, that brings the library along.
+        what_for: what the user asked for that needs it.
+
+    Returns:
+        The module.
+
+    Raises:
+        OdnError: when the library is not installed.
+        ModuleNotFoundError: when it is, but lacks something itself.
+    """
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        name = module.partition(".")[0]
+        if error.name != name:
+            raise
+        raise OdnError(f"{what_for} needs {name}; install it with: pip install 'optimally-deep[{extra}]'") from error

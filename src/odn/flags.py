@@ -31,6 +31,7 @@ class Flags:
         image_size: resize image files to so many pixels a side.
         skip_bad_files: leave out image files that cannot be read, and name them.
         width: factor on the channels of a backbone that scales.
+        to: further runtimes that the artifact gets files for, e.g. onnx,int8; see odn export.
         precision: arithmetic of training; auto takes bf16 where the hardware has it.
         config: a TOML recipe, as RUN/config.toml; flags go before it.
         resume: continue the run that stands in the run directory.
@@ -50,6 +51,7 @@ class Flags:
     image_size: int | None = None
     skip_bad_files: Annotated[bool | None, Parameter(negative="")] = None
     width: float | None = None
+    to: str | None = None
     precision: Literal["auto", "fp32", "bf16"] | None = None
     config: Path | None = None
     resume: Annotated[bool, Parameter(negative="")] = False
@@ -100,6 +102,7 @@ class Flags:
                 "confidence": self.confidence,
             },
             "finetune": {"epochs": self.finetune_epochs},
+            "export": {"to": self.to.split(",") if self.to else None},
         }
         return complete(_merged(recipe, flags)), run
 

@@ -33,8 +33,9 @@ pre { font-size: .8rem; background: #f5f5f5; padding: 1rem; overflow-x: auto; }
 <h2>Networks</h2>
 <div class="scroll"><table><thead><tr>$headings</tr></thead><tbody>$rows</tbody></table></div>
 <p class="note">Latencies are medians with one CPU thread; the interval is Wilson's at 95 %. A dash was not
-measured: networks other than the extracted one were built for their cost and not trained. Parameters and bytes are not
+measured: the full depth and the stock network were built for their cost and not trained. Parameters and bytes are not
 time: compare multiply-accumulates (MACs), activations and latency as well.</p>
+$refused
 $charts
 <h2>Cost of the search</h2>
 <p>$cost</p>
@@ -80,6 +81,10 @@ def render_page(figures: dict[str, Any], records: Sequence[EpochRecord], macs_by
         rows="".join(
             "<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in cells(row)) + "</tr>" for row in figures["networks"]
         ),
+        refused="".join(
+            f'<p class="missed">Not exported to {escape(row["name"])}: {escape(row["reason"])}.</p>'
+            for row in figures["refused"]
+        ),
         charts=charts,
         cost=escape(_cost_sentence(figures["cost"])),
         json=escape(json.dumps(figures, indent=2)),
@@ -116,7 +121,7 @@ def cells(row: dict[str, Any]) -> list[str]:
         str(row["depth"]),
         f"{row['parameters']:,}",
         f"{row['macs'] / 1e6:,.2f} M",
-        f"{row['peak_activation_bytes'] / 1024:,.0f} KiB",
+        "-" if row["peak_activation_bytes"] is None else f"{row['peak_activation_bytes'] / 1024:,.0f} KiB",
         f"{row['file_bytes'] / 1024:,.0f} KiB",
         _fraction(row["valid_accuracy"]),
         _fraction(row["test_accuracy"]),

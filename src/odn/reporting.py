@@ -21,11 +21,12 @@ from odn.page import HEADINGS, cells, render_page
 from odn.planning import plan_depths
 from odn.recipe import RunConfig, read_run_config
 from odn.records import EpochRecord, read_history
+from odn.rivals import FULL, STOCK, build_rival
+from odn.runtime_rows import runtime_rows
 from odn.stage import training_device
 from odn.stopping import confirmed, meets_target, settle_target, wilson_interval
 
 SCHEMA = 1
-_STOCK = "cifar_resnet20"  # the small network that a person would pick without any search
 
 
 @final
@@ -56,6 +57,8 @@ class Report:
             table.add_column(column[0], justify="right", no_wrap=True)
         for heading, *values in zip(HEADINGS[1:], *(column[1:] for column in columns), strict=True):
             table.add_row(heading, *values)
+        if figures["refused"]:
+            table.caption = "\n".join(f"not exported to {row['name']}: {row['reason']}" for row in figures["refused"])
         return table
 
     def __str__(self) -> str:
@@ -108,7 +111,7 @@ def _figures(
     network, manifest = artifact.network, artifact.manifest
     spec = network.spec
     assert spec is not None
-    full = _full_depth(spec)
+    full, stock = (_rival(name, spec) for name in (FULL, STOCK))
     judged = copy.deepcopy(network).to(training_device())
     correct = evaluate(judged, valid) if valid is not None else None
     reached = None
@@ -128,7 +131,6 @@ def _figures(
         hits = evaluate(judged, test)
         extracted["test_accuracy"] = hits / len(test)
         extracted["test_interval"] = list(wilson_interval(hits, len(test)))
-    stock = build_network(_STOCK, spec.input_shape, spec.classes)
     return {
         "schema": SCHEMA,
         "dataset": {
@@ -147,17 +149,22 @@ def _figures(
         "depth": network.depth,
         "max_depth": full.depth,
         "networks": [
-            _row("full", full, config),
+            _row(FULL, full, config),
             extracted,
-            _row(_STOCK, stock.prefix(stock.max_depth), config),
+            *runtime_rows(run / "artifact", manifest, extracted, test, config),
+            _row(STOCK, stock, config),
+        ],
+        "refused": [
+            {"name": export.runtime, "reason": export.reason} for export in manifest.exports if not export.kept
         ],
         "cost": _cost(artifact, records, config),
     }
 
 
-def _full_depth(spec: NetworkSpec) -> Prefix:
-    network = build_network(spec.backbone, spec.input_shape, spec.classes, width=spec.width)
-    return network.prefix(network.max_depth)
+def _rival(name: str, spec: NetworkSpec) -> Prefix:
+    network = build_rival(name, spec)
+    assert isinstance(network, Prefix)
+    return network
 
 
 def _row(name: str, network: Prefix, config: ReportConfig) -> dict[str, Any]:

@@ -7,18 +7,19 @@ from pathlib import Path
 from typing import Protocol, TypeVar
 
 from odn.allocator import reuse_freed_memory
-from odn.artifact import export
 from odn.backbones import find_backbone
 from odn.checkpoint import Checkpoints
+from odn.config import ExportConfig
 from odn.data import Data, DataSpec, load_data
 from odn.engine import finish
 from odn.errors import OdnError, UsageError
 from odn.expansion import expand_epochs, kept_name
+from odn.exporting import export
 from odn.extraction import FinetuneResult, finetune_epochs
 from odn.files import exclusive, new_directory, remove, write_atomically
 from odn.network import Prefix, build_network, partition
 from odn.planning import ExpandResult, expand_result, next_step, plan_depths
-from odn.recipe import RunConfig, read_run_config, to_toml
+from odn.recipe import RunConfig, difference, read_run_config, to_toml
 from odn.records import EpochRecord, read_history
 from odn.reporting import Report, report
 from odn.storage import load_network, save_network
@@ -56,7 +57,7 @@ def run(config: RunConfig, path: Path, *, force: bool = False, resume: bool = Fa
             extract_run(path)
         if not (path / "finetuned").is_dir():
             finetune_run(path, resume=resume, watch=watch, data=data)
-        export_run(path)
+        export_run(path, data=data)
         return report_run(path, data=data)
 
 
@@ -194,11 +195,13 @@ def finetune_run(
     return result
 
 
-def export_run(path: Path) -> Path:
+def export_run(path: Path, config: ExportConfig | None = None, *, data: Data | None = None) -> Path:
     """Write the artifact from the fine-tuned network, or from the extracted one where there is none.
 
     Args:
         path: the run directory, with ``extracted`` or ``finetuned``.
+        config: instead of the run's own setting.
+        data: the dataset of the run where it is loaded already.
 
     Returns:
         The artifact's directory.
@@ -206,14 +209,19 @@ def export_run(path: Path) -> Path:
     Raises:
         OdnError: when no network has been extracted.
     """
-    data = _read_data_spec(path)
+    spec = _read_data_spec(path)
     source = next((path / name for name in ("finetuned", "extracted") if (path / name).is_dir()), None)
     if source is None:
         raise OdnError(f"{path} has no extracted network; run: odn extract {path}")
     small = load_network(source)
+    run_config = read_run_config(path / "config.toml")
+    config = config or run_config.export
+    if data is None and config != ExportConfig():
+        data = _reload_data(run_config, path)
+    train, valid = (data.train, data.valid) if data else (None, None)
     with exclusive(path):
         _clear_after(path, "finetuned")
-        return export(small, path / "artifact", data)
+        return export(small, path / "artifact", spec, config=config, train=train, valid=valid)
 
 
 def report_run(path: Path, *, data: Data | None = None) -> Report:
@@ -264,7 +272,7 @@ def _check_directory(config: RunConfig, path: Path, *, force: bool, resume: bool
     if resume:
         stored = read_run_config(path / "config.toml")
         if stored != config:
-            raise UsageError(f"{path} was started with {_difference(stored, config)}; leave that out to resume")
+            raise UsageError(f"{path} was started with {difference(stored, config)}; leave that out to resume")
     elif path.is_dir() and any(path.iterdir()):
         if not all((path / name).is_file() for name in ("config.toml", "data.json")):
             raise UsageError(f"{path} exists and is not a run directory; choose another with --run")
@@ -272,18 +280,6 @@ def _check_directory(config: RunConfig, path: Path, *, force: bool, resume: bool
             raise UsageError(f"{path} holds a run; continue it with --resume, replace it with --force, or choose --run")
     elif path.exists() and not path.is_dir():
         raise UsageError(f"{path} is a file; choose a directory with --run")
-
-
-def _difference(stored: RunConfig, asked: RunConfig) -> str:
-    def flat(table: dict[str, object], prefix: str = "") -> dict[str, object]:
-        found: dict[str, object] = {}
-        for name, value in table.items():
-            found |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
-        return found
-
-    old, new = flat(to_table(stored)), flat(to_table(asked))
-    name = next(name for name in old if old[name] != new[name])
-    return f"{name} = {old[name]!r}, not {new[name]!r}"
 
 
 def _create(config: RunConfig, data: Data, path: Path) -> None:
