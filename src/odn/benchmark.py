@@ -15,7 +15,7 @@ from odn.layers import Deployed
 from odn.manifest import check_files, files_of
 from odn.network import weights_of
 from odn.predicting import cpu_count
-from odn.rivals import RIVALS, build_rival
+from odn.rivals import FULL, RIVALS, build_rival
 from odn.runner import BATCH, Job, run_apart
 from odn.runtimes import RUNTIMES, Export
 from odn.sessions import choose_runtime
@@ -70,7 +70,7 @@ def _measure_rival(
     assert spec is not None
     network = build_rival(rival, spec)
     about: Row = {
-        "network": f"full {spec.backbone}" if rival == "full" else rival,
+        "network": f"full {spec.backbone}" if rival == FULL else rival,
         "weights": "random",
         "runtime": runtime,
     }

@@ -21,7 +21,7 @@ from odn.files import new_directory, read_bytes, remove
 from odn.images import Pixels
 from odn.layers import Deployed
 from odn.manifest import MANIFEST_FILE, Exported, Manifest, TrainedOn, files_of, sha256, write_manifest
-from odn.network import Prefix
+from odn.network import Prefix, weights_of
 from odn.runner import BATCH, Job, run_apart
 from odn.runtimes import RUNTIMES, Export, Logits, Runtime
 from odn.runtimes.onnx import weight_bytes
@@ -72,6 +72,7 @@ def export(
         if not empty and not (directory / MANIFEST_FILE).is_file():
             raise OdnError(f"{directory} exists and is not an artifact; choose another place")
     network = copy.deepcopy(network).cpu().eval()
+    network.load_state_dict(weights_of(network), assign=True)  # training leaves them in another order of dimensions
     with new_directory(directory) as partial, tempfile.TemporaryDirectory() as folder:
         exports: list[Exported] = []
         deployed = Deployed(network, data.preprocessing).eval()

@@ -20,7 +20,11 @@ _Decoded = tuple[Sequence[Path], list[Pixels | BadImage]]
 
 
 def cpu_count() -> int:
-    """Return the number of processors that this process may use."""
+    """Count the processors that this process may use.
+
+    Returns:
+        Their number, 1 or more.
+    """
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 

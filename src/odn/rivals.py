@@ -43,7 +43,8 @@ def _mobilenet(channels: int, classes: int) -> nn.Module:
     assert isinstance(network, nn.Module)
     stem = network.get_submodule("features.0")
     first = stem.get_submodule("0")
-    assert isinstance(stem, nn.Sequential) and isinstance(first, nn.Conv2d)
+    assert isinstance(stem, nn.Sequential)
+    assert isinstance(first, nn.Conv2d)
     if channels != first.in_channels:
         stem[0] = nn.Conv2d(channels, first.out_channels, 3, stride=2, padding=1, bias=False)
     return network
