@@ -252,9 +252,9 @@ def ask(guard, messages):
     sent = []
 
     async def receive():
-        if messages:
-            return messages.pop(0)
-        await asyncio.Event().wait()
+        if not messages:
+            await asyncio.Event().wait()
+        return messages.pop(0)
 
     async def send(message):
         sent.append(message)

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger("odn")
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 _GRACE_SECONDS = 10
+_KEEP_ALIVE_SECONDS = 20  # longer than clients keep theirs, or they would be cut off while they ask again
 _REQUEST = {
     "requestBody": {
         "required": True,
@@ -153,6 +154,7 @@ def serve(
         access_log=False,
         server_header=False,
         limit_concurrency=4 * limits.requests + 1024,
+        timeout_keep_alive=_KEEP_ALIVE_SECONDS,
         timeout_graceful_shutdown=_GRACE_SECONDS,
     )
     # The server raises the signal that ended it once more when it has stopped; by then it has had its effect.

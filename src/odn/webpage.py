@@ -14,7 +14,7 @@ h1 { font-size: 1.4rem; margin-bottom: .2rem; } #about { color: #555; font-size:
 ul { list-style: none; padding: 0; }
 li { display: flex; align-items: center; gap: 1rem; padding: .5rem 0; border-bottom: 1px solid #ddd; }
 img { width: 4rem; height: 4rem; object-fit: contain; background: #eee; image-rendering: pixelated; }
-.name { flex: 1; overflow-wrap: anywhere; } .label { font-weight: 600; } .error { color: #a02020; }
+.name { flex: 1; min-width: 8rem; overflow-wrap: anywhere; } .label { font-weight: 600; } .error { color: #a02020; }
 """
 
 _SCRIPT = """
