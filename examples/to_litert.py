@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+
 from odn.artifact import load
 from odn.images import decode
 

@@ -69,6 +69,7 @@ def test_an_onnx_file_says_what_it_is(deployed):
     image = model.graph.input[0].type.tensor_type
     assert image.elem_type == onnx.TensorProto.UINT8
     assert [d.dim_param or d.dim_value for d in image.shape.dim] == ["batch", 1, 8, 8]
+    assert next(node for node in model.graph.node if "logits" in node.output).op_type == "Gemm"  # fp32 logits
     assert not any(node.doc_string or node.name or node.metadata_props for node in model.graph.node)
 
 

@@ -105,6 +105,7 @@ def page(records_, **changes) -> str:
             "train_macs": 5, "full_depth_train_macs": 10, "reference_epochs": 30, "seconds": 1.0,
             "epochs_by_depth": {"1": 2, "2": 2}, "finetune_epochs": 0,
         },
+        "refused": [],
     }  # fmt: skip
     return render_page({**figures, **changes}, records_, [100, 200, 300])
 
