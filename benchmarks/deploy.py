@@ -15,7 +15,7 @@ from statistics import fmean, median
 import numpy as np
 from PIL import Image
 
-from benchmarks.common import ROOT, Cells, Row, parse, write_page
+from benchmarks.common import ROOT, Cells, Row, parse, settle_flags, write_page
 
 SEEDS = (0, 1, 2)
 # name of the cell: dataset, flags of odn run
@@ -262,10 +262,7 @@ def main() -> None:
     runs = ROOT / "runs" / ("deploy_quick" if options.quick else "deploy")
     for cell, (dataset, flags) in list(JOBS.items())[: 2 if options.quick else None]:
         compress = ["--compress", WIDTHS[cell]] if cell in WIDTHS else []
-        chosen = [*flags, *compress, *(QUICK if options.quick else [])]
-        # Of a flag that is given twice the quick one counts.
-        pairs = dict(zip(chosen[::2], chosen[1::2], strict=True))
-        final = [word for pair in pairs.items() for word in pair]
+        final = settle_flags([*flags, *compress, *(QUICK if options.quick else [])])
         for seed in SEEDS[:1] if options.quick else SEEDS:
             run = runs / f"{cell.replace(' ', '-')}-{seed}"
             work = partial(measure, dataset, final, seed, options.data_dir, run, options.quick)
