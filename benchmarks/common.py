@@ -88,6 +88,18 @@ class Cells:
         temporary.replace(self.path)
 
 
+def settle_flags(flags: Sequence[str]) -> list[str]:
+    """Keep the last of each flag, so that those of a quick run replace others.
+
+    Args:
+        flags: names and values in turn.
+
+    Returns:
+        Likewise, each name once.
+    """
+    return [word for pair in dict(zip(flags[::2], flags[1::2], strict=True)).items() for word in pair]
+
+
 def cifar_folder(data_dir: Path) -> Path:
     """Unpack the JPEGs of CIFAR-10 once.
 

@@ -28,10 +28,9 @@ from PIL import Image
 import odn
 from benchmarks.common import ROOT, Cells, Row, parse, write_page
 from odn.checkpoint import Checkpoints
-from odn.data import decode
-from odn.data.images import image_warnings
 from odn.expansion import expand_epochs
 from odn.flags import Flags
+from odn.images import decode, image_warnings
 from odn.pruning import prune, sizes_of
 from odn.records import read_history
 from odn.stage import Stage

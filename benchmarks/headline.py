@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from statistics import fmean
 
-from benchmarks.common import ROOT, Cells, Row, cifar_folder, parse, write_page
+from benchmarks.common import ROOT, Cells, Row, cifar_folder, parse, settle_flags, write_page
 
 SEEDS = (0, 1, 2)
 # name of the cell: dataset, further flags
@@ -142,10 +142,7 @@ def main() -> None:
             dataset = str(cifar_folder(options.data_dir))
         elif dataset == "SVHN":
             dataset = str(options.data_dir / "SVHN-sample" / "svhn_official_train_first1083.npz")
-        chosen = [*flags, *(QUICK[data] if options.quick else [])]
-        # Of a flag that is given twice the quick one counts.
-        pairs = dict(zip(chosen[::2], chosen[1::2], strict=True))
-        final = [word for pair in pairs.items() for word in pair]
+        final = settle_flags([*flags, *(QUICK[data] if options.quick else [])])
         run = runs / f"{data}-{seed}"
         cells.run({"data": data, "seed": seed}, partial(run_odn, dataset, final, seed, options.data_dir, run))
     cells.save()

@@ -6,10 +6,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from odn.cli import main
-from odn.config import AugmentConfig
-from odn.data import Data, DataSpec, Preprocessing, TensorSplit
+from odn.config import AugmentConfig, ExportConfig
+from odn.data import Data, DataSpec, TensorSplit
+from odn.exporting import export
+from odn.images import Preprocessing
 
 ROOT = Path(__file__).parents[1]
 
@@ -91,3 +94,36 @@ def npz(tmp_path) -> Path:
     path = tmp_path / "stripes.npz"
     np.savez(path, x_train=x, y_train=y, x_test=x_test, y_test=y_test)
     return path
+
+
+@pytest.fixture(scope="session")
+def network():
+    """A small network that tells stripes apart; not to be changed."""
+    import odn as library
+
+    data = tiny_data()
+    small = library.extract(library.partition("cifar_resnet20", data.spec, width=0.5, seed=0), 8)
+    library.finetune(small, data.train, data.valid, config=library.FinetuneConfig(epochs=10))
+    return small.cpu().eval()
+
+
+@pytest.fixture(scope="session")
+def deployed(network, tmp_path_factory) -> Path:
+    """Its artifact with onnx and int8 files; not to be changed."""
+    pytest.importorskip("onnxruntime", reason="needs the extra onnx: pip install 'optimally-deep[onnx]'")
+    data = tiny_data()
+    config = ExportConfig(to=("int8", "onnx"))
+    directory = tmp_path_factory.mktemp("deployed") / "artifact"
+    return export(network, directory, data.spec, config=config, train=data.train, valid=data.valid)
+
+
+@pytest.fixture(scope="session")
+def pictures(tmp_path_factory) -> Path:
+    """A folder of 70 stripes as PNG files, in two sub-folders, and one hidden file."""
+    folder = tmp_path_factory.mktemp("pictures")
+    for index, image in enumerate(stripes(70, seed=4)[0]):
+        path = folder / f"{index % 2}" / f"{index:02}.png"
+        path.parent.mkdir(exist_ok=True)
+        Image.fromarray(image).save(path)
+    (folder / ".hidden").write_text("no image")
+    return folder

@@ -10,10 +10,13 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from conftest import stripes, tiny_data
-from odn.artifact import export, load
+from odn.artifact import load
 from odn.errors import OdnError, UsageError
+from odn.exporting import export
 from odn.extraction import extract
+from odn.manifest import Prediction
 from odn.network import partition
+from odn.predicting import predict_files
 from test_network import by_hand
 
 DATA = tiny_data()
@@ -67,7 +70,7 @@ def test_predictions_of_tensors_and_files_agree(artifact, tmp_path):
         Image.fromarray(image).save(tmp_path / f"{index}.png")
     loaded = load(artifact)
     direct = loaded.predict(torch.from_numpy(images)[:, None])
-    from_files = list(loaded.predict_files([tmp_path / f"{index}.png" for index in range(3)]))
+    from_files = list(predict_files(artifact, [tmp_path / f"{index}.png" for index in range(3)]))
     assert [prediction for _, prediction in from_files] == direct
     logits = loaded.network(DATA.spec.preprocessing.normalise(torch.from_numpy(images)[:, None].float() / 255))
     assert [p.label for p in direct] == ["abc"[i] for i in logits.argmax(1)]
@@ -76,7 +79,8 @@ def test_predictions_of_tensors_and_files_agree(artifact, tmp_path):
 
 def test_files_of_another_size_are_resized(artifact, tmp_path):
     Image.fromarray(np.full((30, 20, 3), 200, np.uint8)).save(tmp_path / "big.png")
-    assert len(list(load(artifact).predict_files([tmp_path / "big.png"]))) == 1
+    [(_, prediction)] = predict_files(artifact, [tmp_path / "big.png"])
+    assert isinstance(prediction, Prediction)
 
 
 @pytest.mark.parametrize(
@@ -214,9 +218,9 @@ def test_exporting_again_replaces_an_artifact_but_nothing_else(artifact, network
 
 
 def test_a_failed_export_leaves_nothing_half_written(tmp_path, network, monkeypatch):
-    import odn.artifact
+    import odn.manifest
 
-    monkeypatch.setattr(odn.artifact, "to_table", lambda _: 1 / 0)
+    monkeypatch.setattr(odn.manifest, "to_table", lambda _: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         export(network, tmp_path / "artifact", DATA.spec)
     assert list(tmp_path.iterdir()) == []

@@ -206,7 +206,10 @@ def test_backbones_are_listed(odn):
 def test_help_names_every_command(odn):
     code, out, _ = odn("--help")
     assert code == 0
-    commands = ("run", "expand", "extract", "finetune", "export", "report", "profile", "backbones", "predict")
+    commands = (
+        "run", "expand", "extract", "finetune", "export", "report", "profile", "backbones", "predict", "serve",
+        "benchmark",
+    )  # fmt: skip
     assert all(command in out for command in commands)
     assert odn("--version")[1].strip() == "0.1.0"
 
@@ -237,6 +240,11 @@ def test_help_names_every_command(odn):
         (["profile", "resnet18", "--input-shape", "2x28x28"], 2, "input shape 2x28x28; allowed: 1 or 3 channels"),
         (["profile", "resnet18", "--input-shape", "1x4x4"], 2, "smallest it can take is 5x5"),
         (["predict", "nowhere", "x.png"], 1, "there is no artifact at nowhere"),
+        (["serve", "nowhere"], 1, "there is no artifact at nowhere"),
+        (["benchmark", "nowhere"], 1, "there is no artifact at nowhere"),
+        (["benchmark", "nowhere", "--seconds", "0"], 2, "--seconds is 0.0; allowed: above 0 and below 3600"),
+        (["run", "digits", "--to", "onx"], 2, "unknown runtime 'onx'; .*Did you mean 'onnx'"),
+        (["export", "nowhere", "--to", "onnx"], 1, "nowhere is not a run directory"),
         (["extract", "nowhere"], 1, "nowhere is not a run directory"),
         (["report", "nowhere"], 1, "nowhere is not a run directory"),
     ],

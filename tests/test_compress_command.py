@@ -156,14 +156,28 @@ def test_the_flag_replaces_the_bound_of_a_recipe(text, expected, tmp_path):
     assert Flags(config=path).settle("digits")[0].compress.max_parameters == 7
 
 
-ALLOWED = "allowed: one of width=SHARE, max_parameters=N, max_macs=N and auto"
+@pytest.mark.parametrize(
+    ("flags", "width", "to"),
+    [
+        ({"compress": "width=0.5,int8"}, 0.5, ("int8",)),
+        ({"compress": "int8, width=0.5", "to": "onnx"}, 0.5, ("onnx", "int8")),
+        ({"compress": "int8"}, 0.0, ("int8",)),
+        ({"compress": "width=0.5"}, 0.5, ()),
+    ],
+)
+def test_the_flag_asks_for_int8_too(flags, width, to):
+    config = Flags(**flags).settle("digits")[0]
+    assert (config.compress.width, config.export.to) == (width, to)
+
+
+ALLOWED = "allowed: one of width=SHARE, max_parameters=N, max_macs=N and auto, and int8"
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("width=0.5,int8", f"--compress is 'width=0.5,int8', of which 'int8' is not known; {ALLOWED}"),
-        ("int8", f"of which 'int8' is not known; {ALLOWED}"),
+        ("width=0.5,int4", f"--compress is 'width=0.5,int4', of which 'int4' is not known; {ALLOWED}"),
+        ("int8,int8", f"of which 'int8' is not known; {ALLOWED}"),
         ("", f"of which '' is not known; {ALLOWED}"),
         ("width", f"of which 'width' is not known; {ALLOWED}"),
         ("width=half", "of which 'width=half' is not known"),

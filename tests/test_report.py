@@ -107,6 +107,7 @@ def page(records_, **changes) -> str:
             "compress_epochs": 0,
         },
         "compression": None,
+        "refused": [],
     }  # fmt: skip
     return render_page({**figures, **changes}, records_, [100, 200, 300])
 

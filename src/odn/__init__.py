@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from odn.artifact import Artifact as Artifact
-    from odn.artifact import export as export
     from odn.artifact import load as load
     from odn.compression import CompressResult as CompressResult
     from odn.compression import compress as compress
@@ -22,6 +21,7 @@ if TYPE_CHECKING:
     from odn.errors import OdnError as OdnError
     from odn.errors import UsageError as UsageError
     from odn.expansion import expand as expand
+    from odn.exporting import export as export
     from odn.extraction import extract as extract
     from odn.extraction import finetune as finetune
     from odn.network import NetworkSpec as NetworkSpec
@@ -46,7 +46,7 @@ _HOME = {
     "compress": "compression",
     "decide": "stopping",
     "expand": "expansion",
-    "export": "artifact",
+    "export": "exporting",
     "extract": "extraction",
     "finetune": "extraction",
     "load": "artifact",

@@ -1,27 +1,27 @@
 """The command ``odn``: flags in, results to stdout, progress and errors to stderr, exit codes 0 to 3."""
 
-import json as json_module
 import logging
 import os
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
-from cyclopts import App, CycloptsError, Parameter
+from cyclopts import App, CycloptsError
 
+from odn.command import DONE, FAILED, TARGET_MISSED, USAGE, Switch, print_json
 from odn.compress_command import compress_command
+from odn.deploy import COMMANDS as AFTER_A_RUN
 from odn.errors import ElsewhereError, OdnError
-from odn.flags import Flags, Switch
+from odn.flags import Flags
 from odn.launch import launched, rank, world_size
-from odn.survey import COMMANDS, DONE, print_json
+from odn.survey import COMMANDS as BEFORE_A_RUN
 
 if TYPE_CHECKING:
+    from odn.engine import Watch
     from odn.recipe import RunConfig
-    from odn.run import Watch
 
-FAILED, USAGE, TARGET_MISSED = 1, 2, 3
 
 app = App(
     name="odn",
@@ -123,22 +123,6 @@ def finetune_command(run: Path, /, *, epochs: int | None = None, resume: Switch 
     return DONE
 
 
-app.command(name="compress")(compress_command)
-
-
-@app.command(name="export")
-def export_command(run: Path, /) -> int:
-    """Write the deployable directory, RUN/artifact.
-
-    Args:
-        run: the run directory.
-    """
-    from odn.run import export_run
-
-    print(f"{export_run(run)}; next: odn report {run}")
-    return DONE
-
-
 @app.command(name="report")
 def report_command(run: Path, /, *, json: Switch = False) -> int:
     """Measure the artifact and look at the test split, to RUN/report.json and RUN/report.html.
@@ -158,29 +142,7 @@ def report_command(run: Path, /, *, json: Switch = False) -> int:
     return DONE if report.figures["reached"] else TARGET_MISSED
 
 
-@app.command(name="predict")
-def predict_command(
-    artifact: Path, files: Annotated[list[Path], Parameter(consume_multiple=True)], /, *, json: Switch = False
-) -> int:
-    """Classify image files: path, label and probability, one line each.
-
-    Args:
-        artifact: the directory that odn run or odn export wrote.
-        files: images; they are resized to the network's input.
-        json: print one JSON object per line.
-    """
-    from odn.artifact import load
-
-    for path, prediction in load(artifact).predict_files(files):
-        if json:
-            row = {"path": str(path), "label": prediction.label, "probability": prediction.probability}
-            print(json_module.dumps(row))
-        else:
-            print(f"{path}\t{prediction.label}\t{prediction.probability:.4f}")
-    return DONE
-
-
-for _name, _command in COMMANDS.items():
+for _name, _command in {**BEFORE_A_RUN, "compress": compress_command, **AFTER_A_RUN}.items():
     app.command(_command, name=_name)
 
 

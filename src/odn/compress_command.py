@@ -3,7 +3,7 @@
 from dataclasses import replace
 from pathlib import Path
 
-from odn.flags import Switch
+from odn.command import Switch
 
 
 def compress_command(

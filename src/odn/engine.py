@@ -7,7 +7,7 @@ import math
 import time
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass
-from typing import TypeVar, cast
+from typing import Protocol, TypeVar, cast
 
 import torch
 from torch import nn
@@ -79,6 +79,13 @@ def recalibrate(network: nn.Module, train: Split, count: int, *, seed: int) -> i
 
 
 Result = TypeVar("Result")
+
+
+class Watch(Protocol):
+    """Runs a training generator to its end, and may show its records on the way."""
+
+    def __call__(self, epochs: Generator[EpochRecord, None, Result], /) -> Result:
+        """Return the generator's result."""
 
 
 def finish(epochs: Generator[EpochRecord, None, Result]) -> Result:

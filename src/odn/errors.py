@@ -37,22 +37,24 @@ def did_you_mean(given: str, allowed: Iterable[str]) -> str:
 
 
 def require_extra(module: str, extra: str, what_for: str) -> Any:
-    """Import a library that only some installations have.
+    """Import a module of an optional library.
 
     Args:
-        module: its name for import.
-        extra: of this distribution, which brings it.
-        what_for: the start of a sentence, e.g. ``narrowing a network``.
+        module: its dotted name.
+        extra: of this package, that brings the library along.
+        what_for: what the user asked for that needs it.
 
     Returns:
         The module.
 
     Raises:
-        OdnError: when it is not installed, with the command that does it.
+        OdnError: when the library is not installed.
+        ModuleNotFoundError: when it is, but lacks something itself.
     """
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
-        raise OdnError(
-            f"{what_for} needs {error.name}, which is not installed; run: pip install 'optimally-deep[{extra}]'"
-        ) from error
+        name = module.partition(".")[0]
+        if error.name != name:
+            raise
+        raise OdnError(f"{what_for} needs {name}; install it with: pip install 'optimally-deep[{extra}]'") from error

@@ -1,4 +1,4 @@
-"""Writing files so that a reader never sees half of one. No torch here."""
+"""Writing files so that a reader never sees half of one, and reading them back. No torch here."""
 
 import contextlib
 import errno
@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from odn.errors import OdnError
+
+_MAX_JSON_BYTES = 64 * 1024**2
 
 
 def write_atomically(path: Path, content: bytes | str) -> None:
@@ -137,3 +139,44 @@ def remove(path: Path) -> None:
             path.unlink(missing_ok=True)
     except OSError as error:
         raise OdnError(f"cannot remove {path}: {error.strerror}; remove it by hand") from error
+
+
+def read_bytes(path: Path) -> bytes:
+    """Read a file of an artifact.
+
+    Args:
+        path: the file.
+
+    Returns:
+        Its bytes.
+
+    Raises:
+        OdnError: when it is missing, unreadable, or a link to somewhere else.
+    """
+    stay_inside(path)
+    try:
+        return path.read_bytes()
+    except FileNotFoundError as error:
+        raise OdnError(f"{path} is missing; copy or export the artifact again") from error
+    except OSError as error:
+        raise OdnError(f"cannot read {path}: {error.strerror}") from error
+
+
+def read_text(path: Path) -> str:
+    """Read a small text file of an artifact.
+
+    Args:
+        path: the file.
+
+    Returns:
+        Its text.
+
+    Raises:
+        OdnError: when it is missing, unreadable, not UTF-8, or larger than any such file.
+    """
+    if path.is_file() and path.stat().st_size > _MAX_JSON_BYTES:
+        raise OdnError(f"{path} has {path.stat().st_size:,} bytes; allowed: up to {_MAX_JSON_BYTES:,}")
+    try:
+        return read_bytes(path).decode()
+    except UnicodeDecodeError as error:
+        raise OdnError(f"{path} is not UTF-8 text; copy or export the artifact again") from error

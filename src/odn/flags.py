@@ -6,14 +6,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
+from odn.command import Switch
 from odn.errors import UsageError
 from odn.launch import restarts
 
 if TYPE_CHECKING:
     from odn.recipe import RunConfig
-
-
-Switch = Annotated[bool, Parameter(negative="")]
 
 
 @Parameter(name="*")
@@ -36,7 +34,8 @@ class Flags:
         skip_bad_files: leave out image files that cannot be read, and name them.
         width: factor on the channels of a backbone that scales.
         compress: narrow the network in the end: width=0.5, max_parameters=20000, max_macs=1000000, or auto for as
-            narrow as holds the target.
+            narrow as holds the target; with ,int8 quantised too.
+        to: further runtimes that the artifact gets files for, e.g. onnx,int8; see odn export.
         precision: arithmetic of training; auto takes bf16 where the hardware has it.
         parallel: with several processes (torchrun) each holds a copy of the network, or with fsdp a part of it.
         config: a TOML recipe, as RUN/config.toml; flags go before it.
@@ -58,6 +57,7 @@ class Flags:
     skip_bad_files: Annotated[bool | None, Parameter(negative="")] = None
     width: float | None = None
     compress: str | None = None
+    to: str | None = None
     precision: Literal["auto", "fp32", "bf16"] | None = None
     parallel: Literal["ddp", "fsdp"] | None = None
     config: Path | None = None
@@ -105,6 +105,7 @@ class Flags:
         run = self._directory(dataset)
         if self.resume:
             recipe = _merged(to_table(read_run_config(run / "config.toml")), recipe)
+        compress, quantised = _compress(self.compress)
         flags = {
             "dataset": dataset or recipe.get("dataset", "digits"),
             "data_dir": str(self.data_dir) if self.data_dir else None,
@@ -124,7 +125,8 @@ class Flags:
                 "confidence": self.confidence,
             },
             "finetune": {"epochs": self.finetune_epochs},
-            "compress": _compress(self.compress),
+            "compress": compress,
+            "export": {"to": [*(self.to.split(",") if self.to else []), *quantised] or None},
         }
         return complete(_merged(recipe, flags)), run
 
@@ -138,11 +140,15 @@ def _depths(text: str | None) -> list[int] | None:
     return [int(part) for part in parts]
 
 
-def _compress(text: str | None) -> dict[str, Any]:
-    """Read the parts of --compress, with commas between; a bound replaces that of a recipe."""
+def _compress(text: str | None) -> tuple[dict[str, Any], list[str]]:
+    """Read the parts of --compress, with commas between: a bound, which replaces that of a recipe, and int8."""
     table: dict[str, Any] = {}
+    quantised: list[str] = []
     for part in text.split(",") if text is not None else []:
         name, _, value = part.strip().partition("=")
+        if part.strip() == "int8" and not quantised:
+            quantised = ["int8"]
+            continue
         if name == "auto" and not value:
             bound: float | bool = True
         elif name == "width" and _is_number(value.replace(".", "", 1)):
@@ -155,10 +161,10 @@ def _compress(text: str | None) -> dict[str, Any]:
             problem = "is one bound too many" if bound else "is not known"
             raise UsageError(
                 f"--compress is '{text}', of which '{part.strip()}' {problem}; allowed: one of width=SHARE, "
-                "max_parameters=N, max_macs=N and auto"
+                "max_parameters=N, max_macs=N and auto, and int8"
             )
         table = {"width": 0.0, "max_parameters": 0, "max_macs": 0, "auto": False} | {name: bound}
-    return table
+    return table, quantised
 
 
 def _is_number(text: str) -> bool:

@@ -5,6 +5,27 @@ from typing import final
 
 from torch import Tensor, nn
 
+from odn.images import Preprocessing
+
+
+@final
+class Deployed(nn.Module):
+    """A network with its preprocessing, as files for other runtimes hold it: images in, logits out.
+
+    Args:
+        network: takes normalised images.
+        preprocessing: from image to input.
+    """
+
+    def __init__(self, network: nn.Module, preprocessing: Preprocessing) -> None:
+        super().__init__()
+        self.network, self.preprocessing = network, preprocessing
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return logits of shape (B, K) for decoded images, uint8 of shape (B, C, H, W)."""
+        logits: Tensor = self.network(self.preprocessing.normalise(images.float() / 255))
+        return logits
+
 
 @final
 class Head(nn.Module):

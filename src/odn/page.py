@@ -36,6 +36,7 @@ pre { font-size: .8rem; background: #f5f5f5; padding: 1rem; overflow-x: auto; }
 <p class="note">Latencies are medians with one CPU thread; the interval is Wilson's at 95 %. A dash was not
 measured: networks other than those of this run were built for their cost and not trained. Parameters and bytes are not
 time: compare multiply-accumulates (MACs), activations and latency as well.</p>
+$refused
 $charts
 <h2>Cost of the search</h2>
 <p>$cost</p>
@@ -82,6 +83,10 @@ def render_page(figures: dict[str, Any], records: Sequence[EpochRecord], macs_by
             "<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in cells(row)) + "</tr>" for row in figures["networks"]
         ),
         compression=escape(compression_sentence(figures["compression"])),
+        refused="".join(
+            f'<p class="missed">Not exported to {escape(row["name"])}: {escape(row["reason"])}.</p>'
+            for row in figures["refused"]
+        ),
         charts=charts,
         cost=escape(_cost_sentence(figures["cost"])),
         json=escape(json.dumps(figures, indent=2)),
@@ -118,7 +123,7 @@ def cells(row: dict[str, Any]) -> list[str]:
         str(row["depth"]),
         f"{row['parameters']:,}",
         f"{row['macs'] / 1e6:,.2f} M",
-        f"{row['peak_activation_bytes'] / 1024:,.0f} KiB",
+        "-" if row["peak_activation_bytes"] is None else f"{row['peak_activation_bytes'] / 1024:,.0f} KiB",
         f"{row['file_bytes'] / 1024:,.0f} KiB",
         _fraction(row["valid_accuracy"]),
         _fraction(row["test_accuracy"]),

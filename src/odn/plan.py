@@ -18,8 +18,9 @@ from typing import Any
 import torch
 
 from odn.config import AugmentConfig, ExpandConfig, FinetuneConfig, TrainConfig, require
-from odn.data import DataSpec, Preprocessing, TensorSplit, training_batches
+from odn.data import DataSpec, TensorSplit, training_batches
 from odn.engine import evaluate
+from odn.images import Preprocessing
 from odn.measure import macs_by_depth, training_bytes
 from odn.network import Prefix, build_network
 from odn.processes import training_device

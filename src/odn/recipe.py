@@ -10,6 +10,7 @@ from odn.config import (
     CompressConfig,
     DataConfig,
     ExpandConfig,
+    ExportConfig,
     FinetuneConfig,
     ReportConfig,
     TrainConfig,
@@ -42,6 +43,7 @@ class RunConfig:
     expand: ExpandConfig = field(default_factory=ExpandConfig)
     finetune: FinetuneConfig = field(default_factory=FinetuneConfig)
     compress: CompressConfig = field(default_factory=CompressConfig)
+    export: ExportConfig = field(default_factory=ExportConfig)
     report: ReportConfig = field(default_factory=ReportConfig)
 
     def __post_init__(self) -> None:
@@ -76,3 +78,25 @@ def to_toml(config: RunConfig) -> str:
         TOML that ``--config`` accepts.
     """
     return tomli_w.dumps(to_table(config))
+
+
+def difference(stored: RunConfig, asked: RunConfig) -> str:
+    """Name the first setting in which two runs differ.
+
+    Args:
+        stored: settings of a run.
+        asked: other settings.
+
+    Returns:
+        Its name and both values.
+    """
+
+    def flat(table: dict[str, object], prefix: str = "") -> dict[str, object]:
+        found: dict[str, object] = {}
+        for name, value in table.items():
+            found |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+        return found
+
+    old, new = flat(to_table(stored)), flat(to_table(asked))
+    name = next(name for name in old if old[name] != new[name])
+    return f"{name} = {old[name]!r}, not {new[name]!r}"

@@ -22,13 +22,14 @@ from odn.page import HEADINGS, cells, compression_sentence, render_page
 from odn.processes import training_device
 from odn.recipe import RunConfig, read_run_config
 from odn.records import EpochRecord, read_history
+from odn.rivals import FULL, STOCK, build_rival
+from odn.runtime_rows import runtime_rows
 from odn.search import plan_depths
 from odn.stopping import confirmed, meets_target, settle_target, wilson_interval
 from odn.storage import load_network
 from odn.weights import weights_of
 
 SCHEMA = 1
-_STOCK = "cifar_resnet20"  # the small network that a person would pick without any search
 
 
 @final
@@ -60,6 +61,8 @@ class Report:
             table.add_column(column[0], justify="right", no_wrap=True)
         for heading, *values in zip(HEADINGS[1:], *(column[1:] for column in columns), strict=True):
             table.add_row(heading, *values)
+        if figures["refused"]:
+            table.caption = "\n".join(f"not exported to {row['name']}: {row['reason']}" for row in figures["refused"])
         return table
 
     def __str__(self) -> str:
@@ -112,8 +115,8 @@ def _figures(
     network, manifest = artifact.network, artifact.manifest
     spec = network.spec
     assert spec is not None
-    full = _full_depth(spec)
-    rows = [_row("full", full, config)]
+    full, stock = (_rival(name, spec) for name in (FULL, STOCK))
+    rows = [_row(FULL, full, config)]
     if spec.channels:
         rows.append(_extracted_row(run, spec, test, valid, config))
     mine = _row("pruned" if spec.channels else "extracted", network, config)
@@ -128,7 +131,6 @@ def _figures(
         # An automatic target was seen on this very split; only one that was given has to be confirmed.
         sure = not settings.expand.target_accuracy or confirmed(own, expand)
         reached = sure and meets_target(correct, len(valid), expand)
-    stock = build_network(_STOCK, spec.input_shape, spec.classes)
     return {
         "schema": SCHEMA,
         "dataset": {
@@ -146,7 +148,15 @@ def _figures(
         "reached": reached,
         "depth": network.depth,
         "max_depth": full.depth,
-        "networks": [*rows, mine, _row(_STOCK, stock.prefix(stock.max_depth), config)],
+        "networks": [
+            *rows,
+            mine,
+            *runtime_rows(run / "artifact", manifest, mine, test, config),
+            _row(STOCK, stock, config),
+        ],
+        "refused": [
+            {"name": export.runtime, "reason": export.reason} for export in manifest.exports if not export.kept
+        ],
         "compression": compression_summary(records, settings.compress, expand) if settings and expand else None,
         "cost": _cost(artifact, records, config),
     }
@@ -186,9 +196,10 @@ def _trained(record: EpochRecord, depth: int, parameters: int, spec: NetworkSpec
     return bool(spec.channels) and record.narrowed.parameters == parameters
 
 
-def _full_depth(spec: NetworkSpec) -> Prefix:
-    network = build_network(spec.backbone, spec.input_shape, spec.classes, width=spec.width)
-    return network.prefix(network.max_depth)
+def _rival(name: str, spec: NetworkSpec) -> Prefix:
+    network = build_rival(name, spec)
+    assert isinstance(network, Prefix)
+    return network
 
 
 def _row(name: str, network: Prefix, config: ReportConfig) -> dict[str, Any]:

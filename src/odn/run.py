@@ -1,26 +1,24 @@
 """The line of a run, step by step: each step reads the run directory and adds to it."""
 
 import dataclasses
-from collections.abc import Generator
 from pathlib import Path
-from typing import Protocol, TypeVar
 
 from odn.allocator import reuse_freed_memory
-from odn.artifact import export
 from odn.backbones import find_backbone
 from odn.checkpoint import Checkpoints
 from odn.compression import CompressResult, compress_epochs
-from odn.config import CompressConfig
-from odn.data import Data, DataSpec
-from odn.engine import finish
+from odn.config import CompressConfig, ExportConfig
+from odn.data import Data
+from odn.engine import Watch, finish
 from odn.errors import OdnError, UsageError
 from odn.expansion import expand_epochs, kept_name
+from odn.exporting import export
 from odn.extraction import FinetuneResult, finetune_epochs
-from odn.network import Prefix, build_network, partition
+from odn.network import Prefix, partition
 from odn.processes import agree, first_only
 from odn.pruning import check_request
 from odn.recipe import RunConfig, read_run_config
-from odn.records import EpochRecord, read_history
+from odn.records import read_history
 from odn.reporting import Report, report
 from odn.rundir import (
     check_data,
@@ -31,6 +29,7 @@ from odn.rundir import (
     keep,
     load_run_data,
     newest_network,
+    planned_depths,
     read_data_spec,
     reload_data,
     write_config,
@@ -38,15 +37,6 @@ from odn.rundir import (
 from odn.search import ExpandResult, expand_result, next_step, plan_depths
 from odn.stopping import settle_target
 from odn.storage import load_network, save_network
-
-Result = TypeVar("Result")
-
-
-class Watch(Protocol):
-    """Runs a training generator to its end, and may show its records on the way."""
-
-    def __call__(self, epochs: Generator[EpochRecord, None, Result], /) -> Result:
-        """Return the generator's result."""
 
 
 def run(config: RunConfig, path: Path, *, force: bool = False, resume: bool = False, watch: Watch = finish) -> Report:
@@ -70,7 +60,7 @@ def run(config: RunConfig, path: Path, *, force: bool = False, resume: bool = Fa
             finetune_run(path, resume=resume, watch=watch, data=data)
         if bool(config.compress.asked) and agree(not (path / "compressed").is_dir()):
             compress_run(path, resume=resume, watch=watch, data=data)
-        export_run(path)
+        export_run(path, data=data)
         return report_run(path, data=data)
 
 
@@ -142,7 +132,7 @@ def extract_run(path: Path, depth: int | None = None) -> Prefix:
     config, data = read_run_config(path / "config.toml"), read_data_spec(path)
     records = [record for record in read_history(path / "history.jsonl") if record.verb == "expand"]
     if depth is None:
-        depths = _plan(config, data)
+        depths = planned_depths(config, data)
         if next_step(records, depths, config.expand) is not None:
             raise OdnError(f"expansion of {path} has not finished; continue it with: odn run --run {path} --resume")
         depth = expand_result(records, depths, config.expand).depth
@@ -238,7 +228,9 @@ def compress_run(
     network = load_network(newest_network(path, ("finetuned", "extracted")))
     data = data or reload_data(config, path)
     check_request(network, config.compress, data.spec.input_shape)
-    goal = settle_target(first_only(read_history)(path / "history.jsonl"), _plan(config, data.spec)[-1], config.expand)
+    goal = settle_target(
+        first_only(read_history)(path / "history.jsonl"), planned_depths(config, data.spec)[-1], config.expand
+    )
     reuse_freed_memory()
     with held(path):
         write_config(config, path)
@@ -261,20 +253,26 @@ def compress_run(
 
 
 @first_only
-def export_run(path: Path) -> Path:
+def export_run(path: Path, config: ExportConfig | None = None, *, data: Data | None = None) -> Path:
     """Write the artifact from the compressed network, or from the fine-tuned or extracted one where there is none.
 
     Args:
         path: the run directory, with ``extracted``.
+        config: instead of the run's own setting.
+        data: the dataset of the run where it is loaded already.
 
     Returns:
         The artifact's directory.
     """
-    data = read_data_spec(path)
+    spec, run_config = read_data_spec(path), read_run_config(path / "config.toml")
     small = load_network(newest_network(path, ("compressed", "finetuned", "extracted")))
+    config = config or run_config.export
+    if data is None and config != ExportConfig():
+        data = reload_data(run_config, path)
+    train, valid = (data.train, data.valid) if data else (None, None)
     with held(path):
         clear_after(path, "compressed")
-        return export(small, path / "artifact", data)
+        return export(small, path / "artifact", spec, config=config, train=train, valid=valid)
 
 
 @first_only
@@ -291,8 +289,3 @@ def report_run(path: Path, *, data: Data | None = None) -> Report:
     data = data or reload_data(read_run_config(path / "config.toml"), path)
     with held(path):
         return report(path, test=data.test, valid=data.valid)
-
-
-def _plan(config: RunConfig, data: DataSpec) -> list[int]:
-    full = build_network(config.backbone, data.input_shape, len(data.classes), width=config.width, device="meta")
-    return plan_depths(config.expand, full.max_depth)

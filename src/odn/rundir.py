@@ -12,10 +12,11 @@ from odn.checkpoint import Checkpoints
 from odn.data import Data, DataSpec, load_data
 from odn.errors import OdnError, UsageError
 from odn.files import exclusive, new_directory, remove, write_atomically
-from odn.network import Prefix
+from odn.network import Prefix, build_network
 from odn.processes import first_on_each_machine, first_only, share
-from odn.recipe import RunConfig, read_run_config, to_toml
+from odn.recipe import RunConfig, difference, read_run_config, to_toml
 from odn.records import Verb
+from odn.search import plan_depths
 from odn.storage import save_network
 from odn.tables import from_table, to_table
 
@@ -60,7 +61,7 @@ def check_directory(config: RunConfig, path: Path, *, force: bool, resume: bool)
     if resume:
         stored = read_run_config(path / "config.toml")
         if stored != config:
-            raise UsageError(f"{path} was started with {_difference(stored, config)}; leave that out to resume")
+            raise UsageError(f"{path} was started with {difference(stored, config)}; leave that out to resume")
     elif path.is_dir() and any(path.iterdir()):
         if not all((path / name).is_file() for name in ("config.toml", "data.json")):
             raise UsageError(f"{path} exists and is not a run directory; choose another with --run")
@@ -68,18 +69,6 @@ def check_directory(config: RunConfig, path: Path, *, force: bool, resume: bool)
             raise UsageError(f"{path} holds a run; continue it with --resume, replace it with --force, or choose --run")
     elif path.exists() and not path.is_dir():
         raise UsageError(f"{path} is a file; choose a directory with --run")
-
-
-def _difference(stored: RunConfig, asked: RunConfig) -> str:
-    def flat(table: dict[str, object], prefix: str = "") -> dict[str, object]:
-        found: dict[str, object] = {}
-        for name, value in table.items():
-            found |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
-        return found
-
-    old, new = flat(to_table(stored)), flat(to_table(asked))
-    name = next(name for name in old if old[name] != new[name])
-    return f"{name} = {old[name]!r}, not {new[name]!r}"
 
 
 @first_only
@@ -131,6 +120,20 @@ def read_data_spec(path: Path) -> DataSpec:
         return from_table(DataSpec, json.loads(file.read_text(encoding="utf-8")))
     except (OSError, ValueError, AttributeError, UsageError) as error:
         raise OdnError(f"{file} is damaged ({error}); start anew with --force") from error
+
+
+def planned_depths(config: RunConfig, data: DataSpec) -> list[int]:
+    """List the depths that a run may choose.
+
+    Args:
+        config: of the run.
+        data: what it learns from.
+
+    Returns:
+        Ascending depths.
+    """
+    full = build_network(config.backbone, data.input_shape, len(data.classes), width=config.width, device="meta")
+    return plan_depths(config.expand, full.max_depth)
 
 
 def check_data(path: Path, data: DataSpec) -> None:

@@ -3,17 +3,19 @@
 from pathlib import Path
 
 import safetensors
+import torch
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from odn.errors import OdnError, UsageError
-from odn.files import new_directory, stay_inside, write_atomically
+from odn.files import new_directory, read_bytes, read_text, write_atomically
+from odn.manifest import SPEC_FILE, WEIGHTS_FILE
 from odn.network import NetworkSpec, Prefix, build_prefix
 from odn.weights import weights_of
 
-SPEC_FILE, WEIGHTS_FILE = "spec.json", "weights.safetensors"
-_MAX_JSON_BYTES = 64 * 1024**2
+# How weights can be stored; they are computed with in fp32.
+WEIGHT_TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def save_network(network: Prefix, directory: Path, weights: dict[str, Tensor] | None = None) -> None:
@@ -28,13 +30,16 @@ def save_network(network: Prefix, directory: Path, weights: dict[str, Tensor] | 
         write_network(network, partial, weights)
 
 
-def write_network(network: Prefix, directory: Path, weights: dict[str, Tensor] | None = None) -> None:
+def write_network(
+    network: Prefix, directory: Path, weights: dict[str, Tensor] | None = None, *, kind: str = "fp32"
+) -> None:
     """Write spec and weights into a directory that is being filled.
 
     Args:
         network: a prefix of a named backbone.
         directory: where to write.
         weights: those of the network where they are at hand, as from ``weights_of``.
+        kind: how to store them, a name of ``WEIGHT_TYPES``.
 
     Raises:
         OdnError: when the network was built by hand and has no spec, or the directory cannot be written.
@@ -42,7 +47,9 @@ def write_network(network: Prefix, directory: Path, weights: dict[str, Tensor] |
     if network.spec is None:
         raise OdnError("a network built by hand has no spec to rebuild it from; start from odn.partition(NAME, ...)")
     write_atomically(directory / SPEC_FILE, network.spec.to_json())
-    write_atomically(directory / WEIGHTS_FILE, save_tensors(weights_of(network) if weights is None else weights))
+    whole = weights_of(network) if weights is None else weights
+    stored = {name: t.to(WEIGHT_TYPES[kind]) if t.is_floating_point() else t for name, t in whole.items()}
+    write_atomically(directory / WEIGHTS_FILE, save_tensors(stored))
 
 
 def load_network(directory: Path) -> Prefix:
@@ -72,6 +79,7 @@ def load_network(directory: Path) -> Prefix:
         tensors = load_tensors(read_bytes(path))
     except safetensors.SafetensorError as error:
         raise OdnError(f"{path} is damaged ({error}); copy or export the network again") from error
+    tensors = _as_fp32(tensors)
     for name in sorted(expected.keys() | tensors.keys()):
         wanted, found = expected.get(name), tensors.get(name)
         if wanted is None or found is None or (wanted.shape, wanted.dtype) != (found.shape, found.dtype):
@@ -83,46 +91,13 @@ def load_network(directory: Path) -> Prefix:
     return network
 
 
+def _as_fp32(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Give weights that are all stored in one of the shorter types the type they are computed with."""
+    kinds = {tensor.dtype for tensor in tensors.values() if tensor.is_floating_point()}
+    if len(kinds) != 1 or not kinds <= set(WEIGHT_TYPES.values()):
+        return tensors
+    return {name: t.float() if t.is_floating_point() else t for name, t in tensors.items()}
+
+
 def _describe(tensor: Tensor | None) -> str:
     return "nothing" if tensor is None else f"{tuple(tensor.shape)} {tensor.dtype}"
-
-
-def read_bytes(path: Path) -> bytes:
-    """Read a file of an artifact.
-
-    Args:
-        path: the file.
-
-    Returns:
-        Its bytes.
-
-    Raises:
-        OdnError: when it is missing, unreadable, or a link to somewhere else.
-    """
-    stay_inside(path)
-    try:
-        return path.read_bytes()
-    except FileNotFoundError as error:
-        raise OdnError(f"{path} is missing; copy or export the artifact again") from error
-    except OSError as error:
-        raise OdnError(f"cannot read {path}: {error.strerror}") from error
-
-
-def read_text(path: Path) -> str:
-    """Read a small text file of an artifact.
-
-    Args:
-        path: the file.
-
-    Returns:
-        Its text.
-
-    Raises:
-        OdnError: when it is missing, unreadable, not UTF-8, or larger than any such file.
-    """
-    if path.is_file() and path.stat().st_size > _MAX_JSON_BYTES:
-        raise OdnError(f"{path} has {path.stat().st_size:,} bytes; allowed: up to {_MAX_JSON_BYTES:,}")
-    try:
-        return read_bytes(path).decode()
-    except UnicodeDecodeError as error:
-        raise OdnError(f"{path} is not UTF-8 text; copy or export the artifact again") from error

@@ -1,15 +1,12 @@
 """The commands that come before any run: profile, plan and backbones. No torch until one is used."""
 
-import json as json_module
 from collections.abc import Callable
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
+from odn.command import DONE, Switch, print_json
 from odn.errors import UsageError
-
-DONE = 0
-Switch = Annotated[bool, Parameter(negative="")]
 
 
 def profile_command(
@@ -147,15 +144,6 @@ def _shape(text: str) -> tuple[int, int, int]:
         raise UsageError(f"--input-shape is '{text}'; allowed: channels x height x width, e.g. 1x28x28")
     channels, height, width = map(int, sides)
     return channels, height, width
-
-
-def print_json(value: Any) -> None:
-    """Print a value as JSON.
-
-    Args:
-        value: made of dictionaries, lists, texts and numbers.
-    """
-    print(json_module.dumps(value, indent=2))
 
 
 COMMANDS: dict[str, Callable[..., int]] = {

@@ -83,15 +83,13 @@ def to_table(config: Any) -> dict[str, Any]:
     Returns:
         Nested dictionaries; tuples become lists.
     """
-    return {
-        f.name: to_table(value)
-        if dataclasses.is_dataclass(value)
-        else list(value)
-        if isinstance(value, tuple)
-        else value
-        for f in dataclasses.fields(config)
-        for value in [getattr(config, f.name)]
-    }
+    return {f.name: _plain(getattr(config, f.name)) for f in dataclasses.fields(config)}
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value):
+        return to_table(value)
+    return [_plain(item) for item in value] if isinstance(value, tuple) else value
 
 
 def read_toml(path: Path) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from odn.config.checks import require as require
 from odn.config.data import AugmentConfig as AugmentConfig
 from odn.config.data import DataConfig as DataConfig
 from odn.config.products import CompressConfig as CompressConfig
+from odn.config.products import ExportConfig as ExportConfig
 from odn.config.products import ReportConfig as ReportConfig
 from odn.config.training import ExpandConfig as ExpandConfig
 from odn.config.training import FinetuneConfig as FinetuneConfig

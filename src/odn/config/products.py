@@ -1,8 +1,10 @@
-"""Settings of what comes after the depth is found: width and the report. No torch here."""
+"""Settings of what comes after the depth is found: width, files and the report. No torch here."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 from odn.config.checks import require
+from odn.runtimes import find_runtime
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +29,7 @@ class CompressConfig:
     auto: bool = False
     step: float = 0.75
     channel_multiple: int = 4
-    epochs: int = 30
+    epochs: int = 20
     temperature: float = 4.0
     soft_share: float = 0.9
 
@@ -50,6 +52,26 @@ class CompressConfig:
     def asked(self) -> list[str]:
         """Names of the bounds that are given: one, or none where the network stays as it is."""
         return [name for name in ("width", "max_parameters", "max_macs", "auto") if getattr(self, name)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportConfig:
+    """What the artifact holds.
+
+    Attributes:
+        to: runtimes besides PyTorch to write files for.
+        max_drop: validation accuracy that int8 and shorter weights may cost, a fraction; beyond it fp32 is kept.
+        weights: how PyTorch's weights are stored on disk; they are computed with in fp32.
+    """
+
+    to: tuple[str, ...] = ()
+    max_drop: float = 0.002
+    weights: Literal["fp32", "bf16", "fp16"] = "fp32"
+
+    def __post_init__(self) -> None:
+        for name in self.to:
+            find_runtime(name)
+        require(0 <= self.max_drop < 1, f"export.max_drop is {self.max_drop}; allowed: 0 to below 1, e.g. 0.002")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,11 +6,12 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+import torch
 from torch import Tensor
 
-from odn.data.images import BadImage, decode, image_facts, image_warnings
 from odn.data.sources import Samples, Source
 from odn.errors import OdnError
+from odn.images import BadImage, decode, image_facts, image_warnings
 
 _log = logging.getLogger(__name__)
 _VALID_NAMES = ("valid", "val", "validation")
@@ -140,7 +141,7 @@ def decode_all(
 
     def attempt(path: Path) -> Tensor | BadImage:
         try:
-            return decode(path, shape)
+            return torch.from_numpy(decode(path, shape))
         except BadImage as error:
             return error
 

@@ -12,9 +12,10 @@ from torch import Tensor
 from odn.config import AugmentConfig, DataConfig
 from odn.data.folder import common_shape, decode_all, read_folder
 from odn.data.sources import Labels, Samples, Source, read_digits, read_npz, read_torchvision
-from odn.data.splits import DataSpec, FileSplit, Preprocessing, Split, TensorSplit, derive_seed
+from odn.data.splits import DataSpec, FileSplit, Split, TensorSplit, derive_seed
 from odn.defaults import DATASETS, require_dataset
 from odn.errors import OdnError, UsageError
+from odn.images import Preprocessing
 
 
 @final

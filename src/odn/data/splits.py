@@ -4,7 +4,6 @@ Shapes: B batch, C channels, H height, W width.
 """
 
 import hashlib
-import math
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -16,8 +15,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from odn.config import AugmentConfig
-from odn.data.images import BadImage, decode, image_warnings
-from odn.errors import UsageError
+from odn.images import BadImage, Preprocessing, decode, image_warnings
 from odn.launch import local_world_size
 
 
@@ -33,43 +31,6 @@ def derive_seed(seed: int, *parts: str | int) -> int:
     """
     text = "/".join(map(str, (seed, *parts)))
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
-
-
-@dataclass(frozen=True, kw_only=True)
-class Preprocessing:
-    """What turns an image into a network's input.
-
-    Attributes:
-        input_shape: channels (1 is grayscale, 3 is RGB), height and width; other sizes are resized bilinearly.
-        mean: per channel, of the training split's pixels scaled to [0, 1].
-        std: likewise the standard deviation.
-    """
-
-    input_shape: tuple[int, int, int]
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-
-    def __post_init__(self) -> None:
-        channels = self.input_shape[0]
-        if len(self.mean) != channels or len(self.std) != channels:
-            raise UsageError(
-                f"{len(self.mean)} means and {len(self.std)} deviations; allowed: {channels}, one per channel"
-            )
-        if not all(map(math.isfinite, self.mean)) or not all(0 < std < math.inf for std in self.std):
-            raise UsageError(f"mean {self.mean} and std {self.std}; allowed: finite numbers, deviations above 0")
-
-    def normalise(self, x_BCHW: Tensor) -> Tensor:
-        """Scale images by the training split's statistics.
-
-        Args:
-            x_BCHW: images in [0, 1], shape (B, C, H, W).
-
-        Returns:
-            Images of about zero mean and unit variance, same shape.
-        """
-        mean = torch.tensor(self.mean, dtype=x_BCHW.dtype, device=x_BCHW.device).view(-1, 1, 1)
-        std = torch.tensor(self.std, dtype=x_BCHW.dtype, device=x_BCHW.device).view(-1, 1, 1)
-        return (x_BCHW - mean) / std
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,7 +129,7 @@ class _Files(Dataset[tuple[Tensor | BadImage, int]]):
     def __getitem__(self, index: int) -> tuple[Tensor | BadImage, int]:
         with image_warnings():
             try:
-                return decode(self.paths[index], self.shape), self.labels[index]
+                return torch.from_numpy(decode(self.paths[index], self.shape)), self.labels[index]
             except BadImage as error:  # an error that a worker raises arrives as a traceback in a text
                 return error, self.labels[index]
 

@@ -1,0 +1,286 @@
+"""From a run to files that run without us: export, quantise, compare, predict, and time beside other networks.
+
+The networks are trained by `odn run` as a user would start it, for several seeds.
+"""
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from statistics import fmean, median
+
+import numpy as np
+from PIL import Image
+
+from benchmarks.common import ROOT, Cells, Row, parse, settle_flags, write_page
+
+SEEDS = (0, 1, 2)
+# name of the cell: dataset, flags of odn run
+JOBS = {
+    "mnist": ("mnist", ["--backbone", "resnet18", "--target", "0.993"]),
+    "mnist depth 2": ("mnist", ["--backbone", "resnet18", "--target", "0.993", "--depths", "2"]),
+    "fashion-mnist": ("fashion-mnist", ["--train-limit", "10000"]),
+}
+# What a compressed product is asked for, once `odn run --compress` is there: cell -> argument.
+WIDTHS: dict[str, str] = {}
+QUICK = [
+    "--train-limit",
+    "2000",
+    "--target",
+    "0.9",
+    "--depths",
+    "2",
+    "--epochs-per-depth",
+    "4",
+    "--finetune-epochs",
+    "3",
+]
+PICTURES, QUICK_PICTURES = 10_000, 1_000
+RIVAL_RUNTIMES = "onnx,int8"
+BARS = {
+    "mnist_int8_file_bytes": "<= 50,000",
+    "mnist_int8_test_accuracy_mean": ">= 0.9950",
+    "int8_drop_max": "<= 0.001",
+    "latency_ratio_vs_full": "<= 0.05",
+    "int8_vs_fp32_latency_ratio": "<= 0.6",
+    "fp32_parity_max": "<= 1e-4",
+    "predict_throughput_ratio": ">= 0.9",
+}
+COLUMNS = (
+    "cell", "seed", "depth", "parameters", "fp32_file_bytes", "fp32_weight_bytes", "int8_file_bytes",
+    "int8_weight_bytes", "fp32_test", "int8_test", "int8_kept", "int8_valid_drop", "parity", "fp32_ms", "int8_ms",
+    "full_ms", "resnet20_ms", "mobilenet_ms", "images_per_second", "bare_images_per_second", "commit",
+)  # fmt: skip
+
+
+def odn(*arguments: object, ok: tuple[int, ...] = (0,)) -> str:
+    """Run the command in a fresh process.
+
+    Args:
+        arguments: of the command.
+        ok: exit codes to accept.
+
+    Returns:
+        What it printed.
+    """
+    command = [sys.executable, "-m", "odn", *map(str, arguments)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+    if done.returncode not in ok:
+        raise SystemExit(f"{' '.join(command)} ended with {done.returncode}")
+    return done.stdout
+
+
+def train(dataset: str, flags: list[str], seed: int, data_dir: Path, run: Path) -> None:
+    """Do a run unless it is there.
+
+    Args:
+        dataset: its name.
+        flags: further flags of odn run.
+        seed: of the run.
+        data_dir: of the named datasets.
+        run: the run directory; an interrupted run there is continued.
+    """
+    resume = ["--resume"] if (run / "config.toml").is_file() else []
+    odn(
+        "run",
+        dataset,
+        *flags,
+        "--to",
+        "onnx,int8",
+        "--seed",
+        seed,
+        "--data-dir",
+        data_dir,
+        "--run",
+        run,
+        *resume,
+        ok=(0, 3),
+    )
+
+
+def measure(dataset: str, flags: list[str], seed: int, data_dir: Path, run: Path, quick: bool) -> Row:
+    """Fill one row.
+
+    Args:
+        dataset: its name.
+        flags: further flags of odn run.
+        seed: of the run.
+        data_dir: of the named datasets.
+        run: the run directory.
+        quick: measure briefly.
+
+    Returns:
+        The figures.
+    """
+    train(dataset, flags, seed, data_dir, run)
+    artifact = run / "artifact"
+    report = json.loads((run / "report.json").read_text())
+    rows = {row["name"]: row for row in report["networks"]}
+    exports = {export["runtime"]: export for export in json.loads((artifact / "manifest.json").read_text())["exports"]}
+    int8 = rows.get("int8", {})
+    seconds = 0.1 if quick else 1.0
+    timed = json.loads(
+        odn("benchmark", artifact, "--runtime", kept(rows), "--threads", 1, "--seconds", seconds, "--json")
+    )
+
+    def p50(network: str, runtime: str = "onnx") -> float | None:
+        found = [row for row in timed if row["network"].startswith(network) and row["runtime"] == runtime]
+        return found[0]["batch_1_p50_ms"] if found else None
+
+    ours, bare = throughput(
+        artifact, run, dataset, data_dir, QUICK_PICTURES if quick else PICTURES, rounds=1 if quick else 3
+    )
+    return {
+        "depth": report["depth"],
+        "parameters": report["networks"][1]["parameters"],
+        "fp32_file_bytes": rows["onnx"]["file_bytes"],
+        "fp32_weight_bytes": exports["onnx"]["weight_bytes"],
+        "int8_file_bytes": int8.get("file_bytes"),
+        "int8_weight_bytes": exports["int8"]["weight_bytes"],
+        "fp32_test": rows["onnx"]["test_accuracy"],
+        "int8_test": int8.get("test_accuracy"),
+        "int8_kept": exports["int8"]["kept"],
+        "int8_valid_drop": exports["int8"]["valid_accuracy_drop"],
+        "parity": exports["onnx"]["max_difference"],
+        "fp32_ms": p50("artifact"),
+        "int8_ms": p50("artifact", "int8"),
+        "full_ms": p50("full"),
+        "resnet20_ms": p50("cifar_resnet20"),
+        "mobilenet_ms": p50("mobilenet"),
+        "images_per_second": ours,
+        "bare_images_per_second": bare,
+    }
+
+
+def kept(rows: dict[str, Row]) -> str:
+    """Name the ONNX files that a report tells of.
+
+    Args:
+        rows: of its networks, by name.
+
+    Returns:
+        Names of runtimes with commas between.
+    """
+    return ",".join(name for name in RIVAL_RUNTIMES.split(",") if name in rows)
+
+
+BARE = """
+import sys
+from pathlib import Path
+import numpy as np
+import onnxruntime
+from PIL import Image
+paths = sorted(Path(sys.argv[2]).iterdir())
+session = onnxruntime.InferenceSession(sys.argv[1], providers=["CPUExecutionProvider"])
+for start in range(0, len(paths), 64):
+    chunk = paths[start : start + 64]
+    images = np.stack([np.asarray(Image.open(path))[None] for path in chunk])
+    logits = session.run(None, {"images": images})[0]
+    exponentials = np.exp(logits - logits.max(1, keepdims=True))
+    probabilities = exponentials / exponentials.sum(1, keepdims=True)
+    for path, row in zip(chunk, probabilities):
+        print(path, row.argmax(), row.max(), sep="\\t")
+"""
+
+
+def throughput(artifact: Path, run: Path, dataset: str, data_dir: Path, count: int, rounds: int) -> tuple[float, float]:
+    """Time odn predict on PNG files against a hand-written loop, as whole processes that take turns.
+
+    Args:
+        artifact: with an ONNX file.
+        run: receives the pictures.
+        dataset: where they come from.
+        data_dir: where that lies.
+        count: pictures.
+        rounds: of which the median counts.
+
+    Returns:
+        Images per second of odn predict and of the loop.
+    """
+    folder = run.parent / f"{dataset}-pictures-{count}"
+    if not folder.is_dir():
+        from odn.data import load_data
+
+        partial_folder = folder.with_suffix(".partial")
+        partial_folder.mkdir(parents=True, exist_ok=True)
+        images = np.asarray(load_data(dataset, data_dir=data_dir).train.images[:count, 0])  # type: ignore[attr-defined]
+        for index, image in enumerate(images):
+            Image.fromarray(image).save(partial_folder / f"{index:05}.png")
+        partial_folder.rename(folder)
+    commands = {
+        "ours": [sys.executable, "-m", "odn", "predict", str(artifact), str(folder), "--runtime", "onnx"],
+        "bare": [sys.executable, "-c", BARE, str(artifact / "model.onnx"), str(folder)],
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in commands}
+    for _ in range(rounds):
+        for name, command in commands.items():
+            start = time.perf_counter()
+            out = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
+            seconds[name].append(time.perf_counter() - start)
+            assert out.count("\n") == count
+    return tuple(round(count / median(seconds[name]), 1) for name in commands)  # type: ignore[return-value]
+
+
+def summarise(rows: list[Row]) -> Row:
+    """Compute the figures of the contract.
+
+    Args:
+        rows: of all cells.
+
+    Returns:
+        Figure by name; None where no cell was measured.
+    """
+
+    def over(values: list[float | None], combine: Callable[[list[float]], float]) -> float | None:
+        return combine(values) if values and None not in values else None  # type: ignore[arg-type]
+
+    def ratio(row: Row, above: str, below: str) -> float | None:
+        return row[above] / row[below] if row[above] and row[below] else None
+
+    mnist = [row for row in rows if row["cell"] == "mnist"]
+    deeper = [row for row in rows if row["cell"] == "mnist depth 2"]
+    return {
+        "mnist_int8_file_bytes": over([row["int8_file_bytes"] for row in mnist], max),
+        "mnist_int8_test_accuracy_mean": over([row["int8_test"] for row in mnist], fmean),
+        "int8_drop_max": over([row["fp32_test"] - row["int8_test"] if row["int8_test"] else None for row in rows], max),
+        "latency_ratio_vs_full": over([ratio(row, "int8_ms", "full_ms") for row in mnist], max),
+        "int8_vs_fp32_latency_ratio": over([ratio(row, "int8_ms", "fp32_ms") for row in deeper], max),
+        "fp32_parity_max": over([row["parity"] for row in rows], max),
+        "predict_throughput_ratio": over(
+            [ratio(row, "images_per_second", "bare_images_per_second") for row in mnist], median
+        ),
+    }
+
+
+def main() -> None:
+    """Measure every cell, then print and write the page."""
+    options = parse("deploy", __doc__ or "")
+    cells = Cells(options.out, summarise)
+    runs = ROOT / "runs" / ("deploy_quick" if options.quick else "deploy")
+    for cell, (dataset, flags) in list(JOBS.items())[: 2 if options.quick else None]:
+        compress = ["--compress", WIDTHS[cell]] if cell in WIDTHS else []
+        final = settle_flags([*flags, *compress, *(QUICK if options.quick else [])])
+        for seed in SEEDS[:1] if options.quick else SEEDS:
+            run = runs / f"{cell.replace(' ', '-')}-{seed}"
+            work = partial(measure, dataset, final, seed, options.data_dir, run, options.quick)
+            cells.run({"cell": cell, "seed": seed}, work)
+    cells.save()
+    bars: list[Row] = [
+        {"figure": name, "bar": BARS[name], "measured": value} for name, value in summarise(cells.rows).items()
+    ]
+    text = (
+        "Each row is one `odn run --to onnx,int8` in a fresh process; accuracies are those of the files in their own "
+        "runtime, on the test split, which each run reads once. `*_weight_bytes` are the constants in a file, "
+        "`*_file_bytes` the whole of it. Latencies are medians at batch 1 with one thread, all in onnxruntime; "
+        "`full_ms`, `resnet20_ms` and `mobilenet_ms` are the full depth of the same backbone, `cifar_resnet20` and "
+        "torchvision's MobileNetV3-small, in fp32 with random weights. `images_per_second` is `odn predict` on PNG "
+        "files, start of the process included, beside a hand-written loop of Pillow and onnxruntime."
+    )
+    write_page(cells.path, "Deploy: files that run without us", text, bars, cells.rows, COLUMNS)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,177 @@
+"""Image files: check and decode them, and what turns an image into a network's input. No torch here.
+
+Shapes: B batch, C channels, H height, W width.
+"""
+
+import contextlib
+import math
+import struct
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Literal
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from odn.errors import OdnError, UsageError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Pixels = npt.NDArray[np.uint8]
+Fault = Literal["unknown", "damaged", "too large"]
+_GRAY_MODES = frozenset({"1", "L", "LA", "I", "F", "I;16", "I;16B", "I;16L"})
+
+
+class BadImage(OdnError):
+    """A file that does not hold a readable image.
+
+    Attributes:
+        path: the file.
+        reason: what is wrong with it.
+        fault: its kind.
+    """
+
+    def __init__(self, path: Path, reason: object, fault: Fault = "damaged") -> None:
+        super().__init__(f"{path} is not a readable image ({reason}); replace or remove it")
+        self.path, self.reason, self.fault = path, str(reason), fault
+
+    def __reduce__(self) -> tuple[type["BadImage"], tuple[Path, str, Fault]]:
+        """Say how to rebuild the error: workers that decode hand it over to the process that trains."""
+        return BadImage, (self.path, self.reason, self.fault)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preprocessing:
+    """What turns an image into a network's input.
+
+    Attributes:
+        input_shape: channels (1 is grayscale, 3 is RGB), height and width; other sizes are resized bilinearly.
+        mean: per channel, of the training split's pixels scaled to [0, 1].
+        std: likewise the standard deviation.
+    """
+
+    input_shape: tuple[int, int, int]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        channels = self.input_shape[0]
+        if len(self.mean) != channels or len(self.std) != channels:
+            raise UsageError(
+                f"{len(self.mean)} means and {len(self.std)} deviations; allowed: {channels}, one per channel"
+            )
+        if not all(map(math.isfinite, self.mean)) or not all(0 < std < math.inf for std in self.std):
+            raise UsageError(f"mean {self.mean} and std {self.std}; allowed: finite numbers, deviations above 0")
+
+    def normalise(self, x_BCHW: "Tensor") -> "Tensor":
+        """Scale images by the training split's statistics.
+
+        Args:
+            x_BCHW: images in [0, 1], shape (B, C, H, W).
+
+        Returns:
+            Images of about zero mean and unit variance, same shape.
+        """
+        mean, std = (x_BCHW.new_tensor(values).view(-1, 1, 1) for values in (self.mean, self.std))
+        return (x_BCHW - mean) / std
+
+
+@contextlib.contextmanager
+def image_warnings() -> Iterator[None]:
+    """Turn Pillow's warning of decompression bombs into an error and silence those about metadata.
+
+    Filters of warnings belong to the process, not to a thread: enter this around threads that decode, not in them.
+
+    Yields:
+        Nothing.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        yield
+
+
+@contextlib.contextmanager
+def _opened(
+    path: Path, content: IO[bytes] | None = None, formats: tuple[str, ...] | None = None
+) -> Iterator[Image.Image]:
+    bombs = (Image.DecompressionBombWarning, Image.DecompressionBombError)
+    try:
+        with Image.open(content or path, formats=formats) as image:
+            yield image
+    except UnidentifiedImageError as error:
+        raise BadImage(path, "no known image format", "unknown") from error
+    except bombs as error:
+        raise BadImage(path, _reason(error), "too large") from error
+    except (OSError, SyntaxError, ValueError, EOFError, struct.error) as error:
+        raise BadImage(path, _reason(error)) from error
+
+
+def _reason(error: Exception) -> str:
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
+
+
+def image_facts(path: Path) -> tuple[int, int, bool]:
+    """Read the size and kind of an image from its header, without decoding it.
+
+    Args:
+        path: the file.
+
+    Returns:
+        Height and width in pixels as displayed, and whether it is grayscale.
+
+    Raises:
+        BadImage: when the file cannot be opened as an image.
+    """
+    with _opened(path) as image:
+        width, height = image.size
+        sideways = image.getexif().get(0x0112) in (5, 6, 7, 8)
+        gray = image.mode in _GRAY_MODES
+    return (width, height, gray) if sideways else (height, width, gray)
+
+
+def decode(
+    path: Path,
+    shape: tuple[int, int, int],
+    *,
+    content: IO[bytes] | None = None,
+    formats: tuple[str, ...] | None = None,
+    max_pixels: int | None = None,
+) -> Pixels:
+    """Decode an image file to the shape a network expects.
+
+    Args:
+        path: the file.
+        shape: channels (1 or 3), height and width; images of another size are resized.
+        content: what to read instead of the file; ``path`` is then a name for messages.
+        formats: the only ones to try, by Pillow's names; None tries all.
+        max_pixels: refuse larger images by their header; None leaves it to Pillow's own limit.
+
+    Returns:
+        uint8 array of that shape.
+
+    Raises:
+        BadImage: when the file is not an image, is cut short, or has too many pixels.
+    """
+    channels, height, width = shape
+    with _opened(path, content, formats) as image:
+        if max_pixels is not None and image.width * image.height > max_pixels:
+            pixels = f"{image.width}x{image.height} pixels, allowed: {max_pixels:,} in all"
+            raise BadImage(path, pixels, "too large")
+        image.load()
+        ImageOps.exif_transpose(image, in_place=True)
+        if image.mode.startswith("I"):
+            # Pillow clips 16-bit samples when it converts them; keep their upper 8 bits instead.
+            samples = np.asarray(image).astype(np.int64).clip(0, 65535)
+            image = Image.fromarray((samples >> 8).astype(np.uint8))
+        mode = "L" if channels == 1 else "RGB"
+        if image.mode != mode:
+            image = image.convert(mode)
+        if image.size != (width, height):
+            image = image.resize((width, height), Image.Resampling.BILINEAR)
+        array: Pixels = np.array(image)
+    return array[None] if channels == 1 else np.ascontiguousarray(array.transpose(2, 0, 1))

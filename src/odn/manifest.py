@@ -1,0 +1,208 @@
+"""What an artifact says of itself: manifest.json, checked file by file. No torch here."""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from odn.errors import OdnError, UsageError
+from odn.files import read_bytes, read_text, write_atomically
+from odn.images import Preprocessing
+from odn.runtimes import RUNTIMES, Logits
+from odn.tables import from_table, to_table
+
+SCHEMA = 1
+MANIFEST_FILE, SPEC_FILE, WEIGHTS_FILE = "manifest.json", "spec.json", "weights.safetensors"
+_TORCH_FILES = (SPEC_FILE, WEIGHTS_FILE)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prediction:
+    """The most probable label of one image.
+
+    Attributes:
+        label: name of the class.
+        probability: softmax probability, in [0, 1].
+    """
+
+    label: str
+    probability: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainedOn:
+    """Where a network's weights come from.
+
+    Attributes:
+        name: of the dataset.
+        train: images trained on.
+        valid: images that decisions rested on.
+        seed: of their split.
+    """
+
+    name: str
+    train: int
+    valid: int
+    seed: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Exported:
+    """How the file for one runtime compared with PyTorch, on validation images and in a process of its own.
+
+    Attributes:
+        runtime: its name.
+        kept: whether the file is in the artifact.
+        reason: why it is not, or an empty string.
+        weight_bytes: of the constants in the file, where that can be told apart from what holds them.
+        max_difference: largest absolute difference of a logit.
+        agreement: share of the images with the same most probable label.
+        valid_accuracy: a fraction.
+        valid_accuracy_drop: of the network in PyTorch, less that.
+    """
+
+    runtime: str
+    kept: bool
+    reason: str = ""
+    weight_bytes: int | None = None
+    max_difference: float | None = None
+    agreement: float | None = None
+    valid_accuracy: float | None = None
+    valid_accuracy_drop: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """What a user of the network must know besides its weights.
+
+    Attributes:
+        labels: names of the classes, in the order of the logits.
+        preprocessing: from image to input.
+        dataset: where the weights come from.
+        versions: of odn, Python and the libraries that wrote the files.
+        files: SHA-256 of each other file of the artifact.
+        exports: of each further runtime that was asked for.
+        schema: version of this format.
+    """
+
+    labels: tuple[str, ...]
+    preprocessing: Preprocessing
+    dataset: TrainedOn
+    versions: dict[str, str]
+    files: dict[str, str]
+    exports: tuple[Exported, ...] = ()
+    schema: int = SCHEMA
+
+    @property
+    def runtimes(self) -> tuple[str, ...]:
+        """Names of the runtimes that the artifact has files for, PyTorch first."""
+        return ("torch", *(export.runtime for export in self.exports if export.kept))
+
+    def predictions(self, logits: Logits) -> list[Prediction]:
+        """Name the most probable class of each image.
+
+        Args:
+            logits: shape (B, K).
+
+        Returns:
+            One prediction per image.
+        """
+        exponentials = np.exp(logits - logits.max(1, keepdims=True))
+        probabilities = exponentials.max(1) / exponentials.sum(1)
+        return [
+            Prediction(label=self.labels[index], probability=probability)
+            for index, probability in zip(logits.argmax(1).tolist(), probabilities.tolist(), strict=True)
+        ]
+
+
+def files_of(runtime: str) -> tuple[str, ...]:
+    """Return the names of a runtime's files.
+
+    Args:
+        runtime: its name.
+
+    Returns:
+        Names within the artifact.
+    """
+    return _TORCH_FILES if runtime == "torch" else RUNTIMES[runtime].files
+
+
+def write_manifest(manifest: Manifest, directory: Path) -> None:
+    """Write a manifest with its own checksum.
+
+    Args:
+        manifest: what to write.
+        directory: the artifact.
+    """
+    table = to_table(manifest)
+    write_atomically(directory / MANIFEST_FILE, json.dumps({**table, "sha256": _digest(table)}, indent=2) + "\n")
+
+
+def read_manifest(directory: str | Path) -> Manifest:
+    """Read a manifest; the files that it lists are not opened.
+
+    Args:
+        directory: the artifact.
+
+    Returns:
+        The manifest, checked.
+
+    Raises:
+        OdnError: when it is missing, changed, of a newer schema, or lists other files than it may.
+    """
+    directory = Path(directory)
+    path = directory / MANIFEST_FILE
+    if not directory.is_dir():
+        raise OdnError(f"there is no artifact at {directory}; give the directory that odn run wrote, e.g. RUN/artifact")
+    try:
+        table = json.loads(read_text(path))
+        schema = table["schema"]
+        if not isinstance(schema, int) or schema > SCHEMA:
+            raise OdnError(f"{path} has schema {schema}; this odn reads {SCHEMA}; install a newer odn")
+        if table.pop("sha256", None) != _digest(table):
+            raise OdnError(f"{path} was changed since it was exported; copy or export the artifact again")
+        manifest = from_table(Manifest, table)
+    except (ValueError, RecursionError, KeyError, TypeError, UsageError) as error:
+        raise OdnError(f"{path} is not a valid manifest ({error}); copy or export the artifact again") from error
+    unknown = {export.runtime for export in manifest.exports} - set(RUNTIMES)
+    if unknown:
+        raise OdnError(f"{path} names the unknown runtime '{min(unknown)}'; export the network again")
+    expected = [name for runtime in manifest.runtimes for name in files_of(runtime)]
+    if sorted(manifest.files) != sorted(expected):
+        raise OdnError(f"{path} must list {' and '.join(expected)}; export the network again")
+    return manifest
+
+
+def check_files(directory: Path, manifest: Manifest, runtime: str) -> None:
+    """Compare the files of one runtime with their checksums.
+
+    Args:
+        directory: the artifact.
+        manifest: its manifest.
+        runtime: whose files are about to be used.
+
+    Raises:
+        OdnError: when one is missing or was changed.
+    """
+    for name in files_of(runtime):
+        if sha256(read_bytes(directory / name)) != manifest.files[name]:
+            raise OdnError(f"{directory / name} was changed since it was exported; copy or export the artifact again")
+
+
+def sha256(content: bytes) -> str:
+    """Return the checksum of a file's content as hexadecimal digits.
+
+    Args:
+        content: of the file.
+
+    Returns:
+        64 digits.
+    """
+    return hashlib.sha256(content).hexdigest()
+
+
+def _digest(table: dict[str, Any]) -> str:
+    return sha256(json.dumps(table, sort_keys=True).encode())

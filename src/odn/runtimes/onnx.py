@@ -1,0 +1,152 @@
+"""ONNX, written by PyTorch's dynamo exporter and run by onnxruntime, which needs no PyTorch.
+
+The file takes uint8 images: scaling and normalisation are part of the graph.
+"""
+
+import itertools
+import string
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from odn.errors import OdnError, require_extra
+from odn.images import Pixels
+from odn.runtimes.parts import EXPORT_BATCH, Export, Logits, Runtime, Session, cannot_express
+
+FILE = "model.onnx"
+NEEDS = ("onnx", "onnxscript", "onnxruntime")
+
+
+def _write(export: Export, directory: Path) -> None:
+    import torch
+
+    require_extra("onnxscript", "onnx", "exporting to onnx")
+    images = torch.from_numpy(export.calibration[:EXPORT_BATCH])
+    try:
+        program = torch.onnx.export(
+            export.network,
+            (images,),
+            dynamo=True,
+            dynamic_shapes={"images": {0: torch.export.Dim("batch", min=1)}},
+            input_names=["images"],
+            output_names=["logits"],
+            verbose=False,
+        )
+    except Exception as error:
+        raise cannot_express("onnx", error) from error
+    assert program is not None
+    save(program.model_proto, directory / FILE, {**export.metadata, "exporter": f"torch {torch.__version__}"})
+
+
+def save(model: Any, path: Path, metadata: Mapping[str, str]) -> None:
+    """Write a graph without what only its exporter needed.
+
+    Args:
+        model: an ONNX ModelProto; it is changed.
+        path: the file.
+        metadata: replaces what stands in the model.
+    """
+    onnx = require_extra("onnx", "onnx", "exporting to onnx")
+    strip(model)
+    version = metadata.get("odn", "")
+    model.producer_name, model.producer_version = "odn", version
+    onnx.helper.set_model_props(model, dict(metadata))
+    onnx.checker.check_model(model)
+    path.write_bytes(model.SerializeToString())
+
+
+def strip(model: Any) -> None:
+    """Take out of a graph what is of no use to a runtime: in small networks it outweighs the weights.
+
+    Source positions, doc strings, intermediate shapes and names of nodes go; tensors get short names, and constants
+    that are equal become one.
+
+    Args:
+        model: an ONNX ModelProto; it is changed.
+    """
+    onnx = require_extra("onnx", "onnx", "exporting to onnx")
+    graph = model.graph
+    del graph.value_info[:], graph.metadata_props[:], model.metadata_props[:], graph.quantization_annotation[:]
+    graph.name, graph.doc_string, model.doc_string = "odn", "", ""
+    for value in (*graph.input, *graph.output):
+        del value.metadata_props[:]
+    for node in graph.node:
+        del node.metadata_props[:]
+        node.name, node.doc_string = "", ""
+    constants: dict[Any, Any] = {}
+    first: dict[str, str] = {}  # of the constants that are equal
+    for tensor in graph.initializer:
+        plain = onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(tensor), tensor.name)
+        same = constants.setdefault((plain.data_type, tuple(plain.dims), plain.raw_data), plain)
+        first[tensor.name] = same.name
+    outside = {value.name for value in (*graph.input, *graph.output)} | {""}
+    inside = [*(t.name for t in constants.values()), *(name for node in graph.node for name in node.output)]
+    short = dict(zip((name for name in inside if name not in outside), _names(), strict=False))
+    for node in graph.node:
+        for names in (node.input, node.output):
+            names[:] = [short.get(first.get(name, name), name) for name in names]
+    del graph.initializer[:]
+    for tensor in constants.values():
+        tensor.name = short[tensor.name]
+        graph.initializer.append(tensor)
+
+
+def weight_bytes(path: Path) -> int:
+    """Count the bytes of a file's constants, without their names and the graph around them.
+
+    Args:
+        path: an ONNX file.
+
+    Returns:
+        Their bytes.
+    """
+    onnx = require_extra("onnx", "onnx", "measuring an ONNX file")
+    return sum(len(tensor.raw_data) for tensor in onnx.load(path).graph.initializer)
+
+
+def _names() -> Iterator[str]:
+    for length in itertools.count(1):
+        yield from map("".join, itertools.product(string.ascii_letters, repeat=length))
+
+
+def open_file(path: Path, threads: int) -> Session:
+    """Make an ONNX file ready to run.
+
+    Args:
+        path: the file, with the input ``images``.
+        threads: to compute with.
+
+    Returns:
+        What runs it.
+
+    Raises:
+        OdnError: when onnxruntime is not installed, or does not take the file.
+    """
+    ort = require_extra("onnxruntime", "onnx", f"running {path.name}")
+    options = ort.SessionOptions()
+    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+    options.log_severity_level = 3
+    try:
+        session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime's errors have no common class
+        reason = str(error).splitlines()[0][:200]
+        raise OdnError(f"{path} cannot be run by onnxruntime ({reason}); export the network again") from error
+
+    def run(images: Pixels) -> Logits:
+        logits: Logits = session.run(["logits"], {"images": images})[0]
+        return logits.astype(np.float32, copy=False)
+
+    return run
+
+
+RUNTIME = Runtime(
+    name="onnx",
+    engine="onnxruntime",
+    files=(FILE,),
+    extra="onnx",
+    needs=NEEDS,
+    write=_write,
+    open=lambda directory, threads: open_file(directory / FILE, threads),
+)

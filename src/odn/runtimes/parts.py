@@ -1,0 +1,96 @@
+"""What a runtime provides.
+
+Shapes: B batch, C channels, H height, W width, K classes.
+"""
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from odn.errors import OdnError
+from odn.images import Pixels
+
+if TYPE_CHECKING:
+    from torch import nn
+
+Logits = npt.NDArray[np.float32]
+# Runs decoded images, uint8 of shape (B, C, H, W), and gives logits of shape (B, K).
+Session = Callable[[Pixels], Logits]
+EXPORT_BATCH = 2  # a batch of one would be taken for a constant
+_OPERATOR = re.compile(r"\b(?:aten|prims|quantized|torchvision|onnx)(?:\.|::?)\w+(?:\.\w+)?")
+
+
+class CannotExpress(OdnError):
+    """A network that a runtime's format has no words for."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Export:
+    """What is to be written.
+
+    Attributes:
+        network: takes uint8 images of shape (B, C, H, W) and gives logits; on the CPU, in evaluation mode.
+        calibration: decoded training images, shape (N, C, H, W), for runtimes that quantise.
+        metadata: what a user of the file must know, where the format has room for it.
+    """
+
+    network: "nn.Module"
+    calibration: Pixels
+    metadata: Mapping[str, str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Runtime:
+    """An entry of the registry.
+
+    Attributes:
+        name: by which users call it.
+        engine: the library that runs it, as reports name it.
+        files: that it writes into the artifact.
+        extra: of this package, that brings what it needs; None where PyTorch is enough.
+        needs: modules that writing needs.
+        write: writes the files into a directory.
+        open: makes ready to run them, with so many threads.
+        exact: where it quantises: the runtime of the same engine in fp32. It is then judged by accuracy, not by logits.
+        max_batch: images it takes at once.
+        own_threads: whether the engine chooses their number by itself.
+    """
+
+    name: str
+    engine: str
+    files: tuple[str, ...]
+    extra: str | None
+    needs: tuple[str, ...]
+    write: Callable[[Export, Path], None]
+    open: Callable[[Path, int], Session]
+    exact: str | None = None
+    max_batch: int = 2**31 - 1
+    own_threads: bool = False
+
+
+def cannot_express(runtime: str, error: Exception) -> CannotExpress:
+    """Explain why a network could not be written.
+
+    Args:
+        runtime: its name.
+        error: as raised by the exporter.
+
+    Returns:
+        An error that names the operator, where the exporter does.
+    """
+    texts = []
+    cause: BaseException | None = error
+    while cause is not None:
+        texts.append(str(cause))
+        cause = cause.__cause__ or cause.__context__
+    # The innermost error knows best.
+    operators = [found for text in reversed(texts) for found in _OPERATOR.findall(text)]
+    if operators:
+        return CannotExpress(f"{runtime} cannot express the operator {operators[0]}")
+    last = next((line for text in reversed(texts) for line in text.splitlines() if line.strip()), type(error).__name__)
+    return CannotExpress(f"{runtime} cannot express this network: {last.strip()[:200]}")

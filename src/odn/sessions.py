@@ -1,0 +1,107 @@
+"""Opening the files of an artifact for use: checked, and without torch where a runtime does without."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from odn.errors import UsageError, did_you_mean
+from odn.images import Pixels
+from odn.manifest import Manifest, check_files
+from odn.runtimes import RUNTIMES, Logits, Session
+
+if TYPE_CHECKING:
+    import torch
+
+# What files from strangers may be opened with, the first in an artifact being the default.
+USABLE = ("onnx", "int8", "torch")
+
+
+def choose_runtime(manifest: Manifest, asked: str | None, allowed: Sequence[str] = USABLE) -> str:
+    """Choose what an artifact is run with.
+
+    Args:
+        manifest: of the artifact.
+        asked: a name, or None for the first that the artifact has files for.
+        allowed: names to choose from.
+
+    Returns:
+        The name of a runtime.
+
+    Raises:
+        UsageError: when there is none of that name, or the artifact has no file for it.
+    """
+    present = [name for name in allowed if name in manifest.runtimes]
+    if asked is None:
+        return present[0]
+    if asked not in allowed:
+        raise UsageError(f"unknown runtime '{asked}'; allowed: {', '.join(allowed)}.{did_you_mean(asked, allowed)}")
+    if asked not in present:
+        raise UsageError(
+            f"the artifact has no file for '{asked}'; it has {', '.join(present)}; add one with: "
+            f"odn export RUN --to {asked}"
+        )
+    return asked
+
+
+def open_session(directory: Path, manifest: Manifest, runtime: str, threads: int) -> Session:
+    """Compare a runtime's files with their checksums and make them ready to run.
+
+    Args:
+        directory: the artifact.
+        manifest: its manifest.
+        runtime: a name that the manifest has files for.
+        threads: to compute with.
+
+    Returns:
+        What runs decoded images.
+    """
+    if runtime == "torch":
+        return _open_torch(directory, threads)
+    check_files(directory, manifest, runtime)
+    return RUNTIMES[runtime].open(directory, threads)
+
+
+def _open_torch(directory: Path, threads: int) -> Session:
+    import torch
+
+    from odn.artifact import load
+
+    torch.set_num_threads(threads)
+    return torch_session(load(directory).deployed)
+
+
+def torch_session(network: "torch.nn.Module") -> Session:
+    """Run a module as other runtimes run their files.
+
+    Args:
+        network: takes uint8 images and gives logits; on the CPU, in evaluation mode.
+
+    Returns:
+        What runs decoded images.
+    """
+    import torch
+
+    def run(images: Pixels) -> Logits:
+        with torch.inference_mode():
+            logits: Logits = network(torch.from_numpy(images)).numpy()
+        return logits
+
+    return run
+
+
+def run_all(session: Session, images: Pixels, batch: int) -> Logits:
+    """Run any number of images, the first alone, so that more than one batch size is seen.
+
+    Args:
+        session: of a runtime.
+        images: uint8, shape (N, C, H, W), one or more.
+        batch: images at once.
+
+    Returns:
+        Logits of shape (N, K).
+    """
+    starts = [0, *range(1, len(images), batch)]
+    ends = [*starts[1:], len(images)]
+    return np.concatenate([session(np.array(images[a:b])) for a, b in zip(starts, ends, strict=True)])
