@@ -238,7 +238,7 @@ class CompressConfig:
     auto: bool = False
     step: float = 0.75
     channel_multiple: int = 4
-    epochs: int = 30
+    epochs: int = 20
     temperature: float = 4.0
     soft_share: float = 0.9
 
