@@ -27,7 +27,7 @@ def test_with_a_known_speed_time_follows_from_macs_alone():
 def test_processes_share_the_images_and_pay_for_the_exchange():
     alone = plan(WORKLOAD, KNOWN)["epoch_seconds"]
     four = plan(WORKLOAD, Hardware(gmacs_per_second=10.0, processes=4, gigabytes_per_second=1e9))["epoch_seconds"]
-    assert alone / 4 < four < alone / 3  # statistics of BatchNorm are recomputed by every process
+    assert four == pytest.approx(alone / 4, rel=1e-2)
     weights = 4 * 272_474
     slow = plan(WORKLOAD, Hardware(gmacs_per_second=10.0, processes=4, gigabytes_per_second=0.001))["epoch_seconds"]
     assert slow - four == pytest.approx(100 * 2 * 3 / 4 * weights / 1e6, rel=1e-3)

@@ -54,7 +54,7 @@ def evaluate(network: nn.Module, split: Split, device: torch.device | None = Non
     return int(total(correct) if together else correct)
 
 
-def recalibrate(network: nn.Module, train: Split, count: int, *, seed: int) -> int:
+def recalibrate(network: nn.Module, train: Split, count: int, *, seed: int, together: bool = False) -> int:
     """Recompute BatchNorm statistics for the weights as they are, from a fixed subset of training images.
 
     Args:
@@ -62,19 +62,27 @@ def recalibrate(network: nn.Module, train: Split, count: int, *, seed: int) -> i
         train: the training split.
         count: images to use.
         seed: of the subset.
+        together: several processes look at a part each; all have to call this.
 
     Returns:
         Images that were passed forward, whole batches.
     """
-    if not any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in network.modules()):
+    norms = [module for module in network.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    if not norms:
         return 0
+    part = share() if together else WHOLE
     device = next(network.parameters()).device
-    batch_size = min(_EVALUATION_BATCH, count, len(train))
-    count = min(count, len(train)) // batch_size * batch_size  # every batch weighs the same
+    count = min(count, len(train))
+    batch_size = max(min(_EVALUATION_BATCH, count // part.world), 1)
+    count -= count % (batch_size * part.world)  # every batch weighs the same, and every process has as many
     with torch.random.fork_rng():
         torch.manual_seed(derive_seed(seed, "recalibrate"))
-        batches = plain_batches(train, batch_size, device, count=count, seed=seed)
+        batches = plain_batches(train, batch_size, device, count=count, seed=seed, share=part)
         update_bn((x.contiguous(memory_format=torch.channels_last) for x, _ in batches), network)
+    if part.world > 1:
+        for statistics in (buffer for norm in norms for buffer in (norm.running_mean, norm.running_var)):
+            if statistics is not None:
+                statistics.copy_(total(statistics) / part.world)
     return count
 
 
@@ -219,7 +227,7 @@ def _train_epoch(
     loss = float(total(loss_sum)) / stage.share.world / samples
     if not math.isfinite(loss):
         raise DivergedError(_where(stage, train, depth, epoch, done, epoch_seed))
-    recalibrated = recalibrate(stage.averaged, train, stage.config.recalibration_images, seed=seed)
+    recalibrated = recalibrate(stage.averaged, train, stage.config.recalibration_images, seed=seed, together=True)
     correct = evaluate(stage.averaged, valid, together=True)
     record = EpochRecord(
         phase=phase,

@@ -128,12 +128,9 @@ def plan(workload: Workload, hardware: Hardware, depth: int | None = None) -> di
         # A ring passes everything around once to sum it up and once to hand it out; parts are gathered once more.
         rounds = (3 if sharded else 2) * (hardware.processes - 1) / hardware.processes
         exchange = rounds * weights / (hardware.gigabytes_per_second * 1e9)
-        looked_at = workload.training.recalibration_images + (workload.valid_images or workload.images // 9) / (
-            hardware.processes
-        )
-        return steps * (speed.step_seconds(macs[depth - 1]) + exchange) + looked_at * speed.look_seconds(
-            macs[depth - 1]
-        )
+        looked_at = workload.training.recalibration_images + (workload.valid_images or workload.images // 9)
+        look = looked_at / hardware.processes * speed.look_seconds(macs[depth - 1])
+        return steps * (speed.step_seconds(macs[depth - 1]) + exchange) + look
 
     full_seconds = workload.epochs * epoch_seconds(network.max_depth)
     search_seconds = sum(
