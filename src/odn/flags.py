@@ -102,7 +102,7 @@ class Flags:
                 "confidence": self.confidence,
             },
             "finetune": {"epochs": self.finetune_epochs},
-            "export": {"to": self.to.split(",") if self.to else None},
+            "export": {"to": [name.strip() for name in self.to.split(",")] if self.to else None},
         }
         return complete(_merged(recipe, flags)), run
 
