@@ -65,7 +65,7 @@ def test_the_test_split_is_not_read_before_it_is_asked_for(tmp_path, monkeypatch
     image_folder(tmp_path / "own" / "test")
     opened = []
     original = Image.open
-    monkeypatch.setattr(Image, "open", lambda path, *rest: opened.append(str(path)) or original(path, *rest))
+    monkeypatch.setattr(Image, "open", lambda path, **rest: opened.append(str(path)) or original(path, **rest))
     data = load_data(str(root.parent))
     assert opened
     assert not [path for path in opened if "/test/" in path]

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from cyclopts import Parameter
 
 from odn.command import DONE, FAILED, Switch, print_json
-from odn.errors import UsageError
+from odn.errors import UsageError, did_you_mean
 
 Item = TypeVar("Item")
 _PROGRESS_SECONDS = 10.0
@@ -99,6 +99,11 @@ def predict_command(
         json: print one JSON object per line.
         csv: print CSV with a header.
     """
+    for name in files:
+        if name.startswith("-") and name != "-":  # the parser lets everything through for the sake of the one dash
+            options = ("--runtime", "--threads", "--json", "--csv")
+            hint = did_you_mean(name, options)
+            raise UsageError(f"unknown option '{name}'; allowed: {' '.join(options)}; a file is ./{name}.{hint}")
     if json and csv:
         raise UsageError("--json and --csv exclude each other; give one of them")
     _check_threads(threads)

@@ -126,7 +126,7 @@ class Flags:
             },
             "finetune": {"epochs": self.finetune_epochs},
             "compress": compress,
-            "export": {"to": [*(self.to.split(",") if self.to else []), *quantised] or None},
+            "export": {"to": [*([name.strip() for name in self.to.split(",")] if self.to else []), *quantised] or None},
         }
         return complete(_merged(recipe, flags)), run
 
