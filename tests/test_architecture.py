@@ -17,7 +17,7 @@ ROWS = [
     ["records", "recipe"],
     ["defaults"],
     ["data", "layers", "measure", "stopping", "schedules"],
-    ["backbones", "planning"],
+    ["backbones", "planning", "spec", "catalog"],
     ["network"],
     ["stage", "page"],
     ["engine"],

@@ -103,7 +103,9 @@ def print_rows(title: str, rows: list[dict[str, Any]]) -> None:
     _stdout().print(table)
 
 
-def _cell(value: str | int | float) -> str:
+def _cell(value: str | int | float | None) -> str:
+    if value is None:
+        return "?"
     return f"{value:,}" if isinstance(value, int) else f"{value:.5f}" if isinstance(value, float) else value
 
 

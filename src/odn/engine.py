@@ -14,6 +14,7 @@ from torch import nn
 from torch.optim.swa_utils import update_bn
 
 from odn.data import Split, derive_seed, epoch_order, plain_batches, training_batches
+from odn.layers import to_channels_last
 from odn.records import EpochRecord, Phase
 from odn.schedules import Schedule
 from odn.stage import Stage
@@ -38,8 +39,7 @@ def evaluate(network: nn.Module, split: Split, device: torch.device | None = Non
     correct = torch.zeros((), dtype=torch.int64, device=device)
     with torch.no_grad():
         for x_BCHW, labels_B in plain_batches(split, _EVALUATION_BATCH, device):
-            x_BCHW = x_BCHW.contiguous(memory_format=torch.channels_last)
-            correct += (network(x_BCHW).argmax(1) == labels_B).sum()
+            correct += (network(to_channels_last(x_BCHW)).argmax(1) == labels_B).sum()
     network.train(training)
     return int(correct)
 
@@ -64,7 +64,7 @@ def recalibrate(network: nn.Module, train: Split, count: int, *, seed: int) -> i
     with torch.random.fork_rng():
         torch.manual_seed(derive_seed(seed, "recalibrate"))
         batches = plain_batches(train, batch_size, device, count=count, seed=seed)
-        update_bn((x.contiguous(memory_format=torch.channels_last) for x, _ in batches), network)
+        update_bn((to_channels_last(x) for x, _ in batches), network)
     return count
 
 

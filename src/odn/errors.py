@@ -1,7 +1,9 @@
 """Errors that a person can put right: each says what was given, what is allowed and the fix."""
 
 import difflib
+import importlib
 from collections.abc import Iterable
+from typing import Any
 
 
 class OdnError(Exception):
@@ -28,3 +30,25 @@ def did_you_mean(given: str, allowed: Iterable[str]) -> str:
     """
     close = difflib.get_close_matches(given.lower(), list(allowed), n=1, cutoff=0.5)
     return f" Did you mean '{close[0]}'?" if close else ""
+
+
+def require_extra(module: str, *, extra: str, what_for: str) -> Any:
+    """Import a library that only some uses need.
+
+    Args:
+        module: its name.
+        extra: the extra of this package that installs it.
+        what_for: what needs it, for the message.
+
+    Returns:
+        The imported module.
+
+    Raises:
+        UsageError: when it is not installed, with the command that installs it.
+    """
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise UsageError(
+            f"{what_for} needs {module} ({error}); install it with: pip install 'optimally-deep[{extra}]'"
+        ) from error

@@ -16,13 +16,14 @@ from odn.data import Split
 from odn.engine import evaluate
 from odn.files import write_atomically
 from odn.measure import macs_by_depth, measure_cost, measure_latency, train_macs
-from odn.network import NetworkSpec, Prefix, build_network, weights_of
+from odn.network import NetworkSpec, Prefix, build_network, rebuild
 from odn.page import HEADINGS, cells, render_page
 from odn.planning import plan_depths
 from odn.recipe import RunConfig, read_run_config
 from odn.records import EpochRecord, read_history
 from odn.stage import training_device
 from odn.stopping import confirmed, meets_target, settle_target, wilson_interval
+from odn.storage import tensors_of
 
 SCHEMA = 1
 _STOCK = "cifar_resnet20"  # the small network that a person would pick without any search
@@ -156,26 +157,27 @@ def _figures(
 
 
 def _full_depth(spec: NetworkSpec) -> Prefix:
-    network = build_network(spec.backbone, spec.input_shape, spec.classes, width=spec.width)
+    network = rebuild(spec)
     return network.prefix(network.max_depth)
 
 
 def _row(name: str, network: Prefix, config: ReportConfig) -> dict[str, Any]:
     assert network.spec is not None
-    cost = measure_cost(network, network.spec.input_shape)
+    shape, dtype = network.spec.input_shape, network.spec.input_dtype
+    cost = measure_cost(network, shape, dtype)
     return {
         "name": name,
         "runtime": "torch",
         "depth": network.depth,
         "parameters": cost.parameters,
         "parameter_bytes": cost.parameter_bytes,
-        "file_bytes": len(save(weights_of(network))),
+        "file_bytes": len(save(tensors_of(network))),
         "macs": cost.macs,
         "peak_activation_bytes": cost.peak_activation_bytes,
         "valid_accuracy": None,
         "test_accuracy": None,
         "test_interval": None,
-        "latency_ms": measure_latency(network, network.spec.input_shape, config.latency_seconds)
+        "latency_ms": measure_latency(network, shape, config.latency_seconds, dtype)
         if config.latency_seconds
         else None,
     }
@@ -184,8 +186,7 @@ def _row(name: str, network: Prefix, config: ReportConfig) -> dict[str, Any]:
 def _macs_by_depth(artifact: Artifact) -> list[int]:
     spec = artifact.network.spec
     assert spec is not None
-    network = build_network(spec.backbone, spec.input_shape, spec.classes, width=spec.width, device="meta")
-    return macs_by_depth(network.prefixes(), spec.input_shape)
+    return macs_by_depth(rebuild(spec, "meta").prefixes(), spec.input_shape, spec.input_dtype)
 
 
 def _cost(artifact: Artifact, records: Sequence[EpochRecord], config: ReportConfig) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from odn.config import Precision, TrainConfig
 from odn.data import Split
 from odn.errors import OdnError
+from odn.layers import to_channels_last
 from odn.network import Prefix
 from odn.schedules import Schedule
 
@@ -133,7 +134,7 @@ class Stage:
         factor = self.rate_factor * schedule(self.step / self.steps_per_epoch)
         for group in self.optimizer.param_groups:
             group["lr"] = group["initial_lr"] * factor
-        x_BCHW = x_BCHW.contiguous(memory_format=torch.channels_last)
+        x_BCHW = to_channels_last(x_BCHW)
         while True:
             try:
                 loss = self._forward_and_backward(x_BCHW, labels_B)

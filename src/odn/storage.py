@@ -1,15 +1,16 @@
 """A network on disk: spec.json and weights.safetensors, sizes compared before memory is taken."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import safetensors
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
-from torch import Tensor
+from torch import Tensor, nn
 
 from odn.errors import OdnError, UsageError
 from odn.files import new_directory, write_atomically
-from odn.network import NetworkSpec, Prefix, build_prefix, weights_of
+from odn.network import NetworkSpec, Prefix, build_prefix, copied
 
 SPEC_FILE, WEIGHTS_FILE = "spec.json", "weights.safetensors"
 _MAX_JSON_BYTES = 64 * 1024**2
@@ -39,7 +40,7 @@ def write_network(network: Prefix, directory: Path) -> None:
     if network.spec is None:
         raise OdnError("a network built by hand has no spec to rebuild it from; start from odn.partition(NAME, ...)")
     write_atomically(directory / SPEC_FILE, network.spec.to_json())
-    write_atomically(directory / WEIGHTS_FILE, save_tensors(weights_of(network)))
+    write_atomically(directory / WEIGHTS_FILE, save_tensors(tensors_of(network)))
 
 
 def load_network(directory: Path) -> Prefix:
@@ -60,7 +61,7 @@ def load_network(directory: Path) -> Prefix:
     except UsageError as error:
         raise OdnError(f"{directory / SPEC_FILE} asks for something impossible: {error}") from error
     path = directory / WEIGHTS_FILE
-    expected = network.state_dict()
+    expected = _tensors(network)
     most_bytes = sum(t.numel() * t.element_size() for t in expected.values()) + 200 * (len(expected) + 1)
     try:
         size = path.stat().st_size if path.is_file() else 0
@@ -76,8 +77,39 @@ def load_network(directory: Path) -> Prefix:
                 f"{path} does not fit spec.json at '{name}': expected {_describe(wanted)}, found {_describe(found)}"
                 "; export the network again"
             )
-    network.load_state_dict(tensors, assign=True)
+    fill(network, tensors)
     return network
+
+
+def fill(prefix: Prefix, tensors: Mapping[str, Tensor]) -> None:
+    """Give a prefix without memory its tensors.
+
+    Args:
+        prefix: as built by ``build_prefix``; afterwards where the tensors are.
+        tensors: by name, as of ``tensors_of``, of the shapes that the prefix has.
+    """
+    stored = prefix.state_dict().keys()
+    prefix.load_state_dict({name: tensor for name, tensor in tensors.items() if name in stored}, assign=True)
+    for name in tensors.keys() - stored:
+        parent, _, child = name.rpartition(".")
+        setattr(prefix.get_submodule(parent), child, tensors[name])
+
+
+def tensors_of(network: nn.Module) -> dict[str, Tensor]:
+    """Return all that a network computes with, as contiguous CPU tensors that share no memory with it.
+
+    Args:
+        network: any module.
+
+    Returns:
+        Its weights, and the buffers that its state leaves out because its constructor computes them, such as tables
+        of positions: a network built without memory does not have them.
+    """
+    return copied(_tensors(network))
+
+
+def _tensors(network: nn.Module) -> dict[str, Tensor]:
+    return {**network.state_dict(), **dict(network.named_buffers())}
 
 
 def _describe(tensor: Tensor | None) -> str:
