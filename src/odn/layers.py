@@ -56,8 +56,9 @@ class Head(nn.Module):
         if self.first_token:
             pooled = features[:, 0]
         else:
-            positions = range(1, features.ndim - 1) if self.norm_dim == -1 else range(2, features.ndim)
-            pooled = (features[:, self.skip :] if self.skip else features).mean(tuple(positions))
+            positions = tuple(range(1, features.ndim - 1) if self.norm_dim == -1 else range(2, features.ndim))
+            pooled = features[:, self.skip :] if self.skip else features
+            pooled = pooled.mean(positions) if positions else pooled  # a vector has no positions
         if self.after_map:
             pooled = pooled[:, :, None, None]
         logits: Tensor = self.linear(self.after(pooled).flatten(1))
@@ -91,8 +92,8 @@ def resized(layer: nn.Module, channels: int) -> tuple[nn.Module, int]:
     reset = getattr(fresh, "reset_parameters", None)
     if "Norm" not in type(layer).__name__ or reset is None or any(p.ndim != 1 for p in parameters.values()):
         raise UsageError(
-            f"behind its last block stands a {type(layer).__name__}; a head can end in norms, 1x1 convolutions and "
-            "activations"
+            f"behind its last block stands the layer {type(layer).__name__}; a head can end in norms, 1x1 convolutions "
+            "and activations"
         )
     for name, parameter in parameters.items():
         setattr(fresh, name, nn.Parameter(parameter.new_empty(channels)))

@@ -38,7 +38,10 @@ def write_network(network: Prefix, directory: Path) -> None:
         OdnError: when the network was built by hand and has no spec, or the directory cannot be written.
     """
     if network.spec is None:
-        raise OdnError("a network built by hand has no spec to rebuild it from; start from odn.partition(NAME, ...)")
+        raise OdnError(
+            "a network built by hand has no spec to rebuild it from, because a spec holds no code; save its weights "
+            "with safetensors.torch.save_model and keep the code, or start from odn.partition(NAME, ...)"
+        )
     write_atomically(directory / SPEC_FILE, network.spec.to_json())
     write_atomically(directory / WEIGHTS_FILE, save_tensors(tensors_of(network)))
 

@@ -44,16 +44,27 @@ class _Reached(Exception):
 
 @final
 class _Exit(nn.Module):
-    def forward(self, features: Tensor) -> Tensor:
+    def __call__(self, features: Tensor) -> Tensor:
         raise _Reached(features)
+
+
+def _leavable(module: nn.Module) -> None:
+    """Let exceptions pass through a module: calling it is running its ``forward``, and nothing around that.
+
+    Exporters keep count of the modules that they have entered, in ``nn.Module.__call__``, and would lose it. The class
+    of the instance is replaced by one made from it, as torch's own parametrizations do.
+    """
+    kind = type(module)
+    module.__class__ = type(kind.__name__, (kind,), {"__call__": kind.forward})
 
 
 @final
 class UpToFirstBlock(nn.Module):
     """A network cut off before its first block: the stem of networks whose stem is code, not a row of modules.
 
-    The network's own ``forward`` runs, and is left where the first block stood. Nothing has to be known of that code,
-    and nothing of it is written again; exporters follow it, because it is Python's ordinary control flow.
+    The network's own ``forward`` runs, and is left by an exception where the first block stood. Nothing has to be known
+    of that code, nothing of it is written again, and nothing behind it is computed; a symbolic trace of it would
+    freeze what depends on the mode or the batch. ``torch.export`` follows it like any other code.
 
     Args:
         network: is cut in place: what does not run before the first block is taken out of it.
@@ -72,6 +83,9 @@ class UpToFirstBlock(nn.Module):
         for name in [name for name, _ in network.named_modules() if name not in keep and _parent(name) in above]:
             _take_out(network, name)
         _replace(network, first, _Exit())
+        while first:
+            first = _parent(first)
+            _leavable(network.get_submodule(first))
         self.network = network
 
     def forward(self, x: Tensor) -> Tensor:

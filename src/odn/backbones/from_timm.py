@@ -138,9 +138,11 @@ def _find(network: nn.Module, example: Tensor) -> Chain:
         return find_chain(network, example, convolution_groups(features, "features"))
     for style in _STYLES:
         try:
-            blocks = match_names(network, [style])
+            places = match_names(network, [style])
         except UsageError:
             continue
+        # What has no weights, such as a flattening, goes with the block behind it.
+        blocks = [name for name in places if any(True for _ in network.get_submodule(name).parameters())]
         return find_chain(network, example, names_alone(blocks))
     raise UsageError(f"its blocks stand nowhere where timm's families have them: {', '.join(_STYLES)}")
 
@@ -166,6 +168,7 @@ def _cut(network: nn.Module, chain: Chain | None) -> Parts:
     )
 
 
+@cache
 def _sides(name: str) -> tuple[int, int]:
     timm = _timm(f"backbone '{name}'")
     config = timm.get_pretrained_cfg(name.removeprefix(PREFIX))

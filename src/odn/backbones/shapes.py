@@ -1,5 +1,7 @@
 """Take a backbone apart for an input: what its blocks give is found by running it without memory, never tabulated."""
 
+import bisect
+
 import torch
 from torch import Tensor, nn
 
@@ -27,6 +29,7 @@ def take_apart(backbone: Backbone, inputs: Inputs, width: float, device: str) ->
         UsageError: when the input does not fit, or the network cannot be cut.
     """
     try:
+        _refuse_remainder(backbone, inputs)
         chain, parts, shapes = _on_meta(backbone, inputs, width)
     except OdnError as error:
         text = str(error) if backbone.task == "text-classification" else _reason(backbone, inputs, width, error)
@@ -48,7 +51,15 @@ def _on_meta(backbone: Backbone, inputs: Inputs, width: float) -> tuple[Chain | 
             raise UsageError(f"'{backbone.name}' refuses the input: {' '.join(str(error).split())[:200]}") from error
         chain = backbone.find(network, inputs.example(2))
         parts = backbone.cut(network, chain)
-        return chain, parts, feature_shapes(parts, inputs)
+        shapes = feature_shapes(parts, inputs)
+        parts.head(shapes[-1], 1)  # which says when the network ends in a way that no head can
+        return chain, parts, shapes
+
+
+def _refuse_remainder(backbone: Backbone, inputs: Inputs) -> None:
+    # Some libraries would leave out the pixels that fill no patch, and say nothing.
+    if backbone.task == "image-classification" and any(side % backbone.sides()[1] for side in inputs.shape[1:]):
+        raise UsageError("the last pixels fill no patch")
 
 
 def feature_shapes(parts: Parts, inputs: Inputs) -> list[Shape]:
@@ -104,7 +115,8 @@ def _reason(backbone: Backbone, inputs: Inputs, width: float, error: OdnError) -
             f"images of {given} do not fit '{backbone.name}': its sides have to be multiples of {step}; resize them, "
             f"e.g. to {near}x{near} (--image-size {near} for image files)"
         )
-    smallest = next(side for side in (*range(step, min(native, step * 64), step), native) if fits(side))
+    count = bisect.bisect_left(range(native // step), True, key=lambda number: fits((number + 1) * step))
+    smallest = (count + 1) * step
     if min(sides) < smallest:
         return (
             f"images of {given} are too small for '{backbone.name}': the smallest it can take is "

@@ -62,13 +62,14 @@ class Preprocessing:
         """Scale images by the training split's statistics.
 
         Args:
-            x_BCHW: images in [0, 1], shape (B, C, H, W).
+            x_BCHW: images in [0, 1], shape (B, C, H, W); anything else with channels second does as well.
 
         Returns:
             Images of about zero mean and unit variance, same shape.
         """
-        mean = torch.tensor(self.mean, dtype=x_BCHW.dtype, device=x_BCHW.device).view(-1, 1, 1)
-        std = torch.tensor(self.std, dtype=x_BCHW.dtype, device=x_BCHW.device).view(-1, 1, 1)
+        per_channel = (-1, *[1] * (x_BCHW.ndim - 2))
+        mean = torch.tensor(self.mean, dtype=x_BCHW.dtype, device=x_BCHW.device).view(per_channel)
+        std = torch.tensor(self.std, dtype=x_BCHW.dtype, device=x_BCHW.device).view(per_channel)
         return (x_BCHW - mean) / std
 
 
