@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from odn.backbones import BACKBONES, Backbone, Inputs
@@ -45,23 +47,26 @@ def costs_by_depth(network: PartitionedNetwork) -> list[tuple[int, int]]:
     spec = network.spec
     assert spec is not None
     example = Inputs(shape=spec.input_shape, dtype=spec.input_dtype).example(1)
-    counts = []
+
+    def size(module: nn.Module) -> int:
+        return sum(p.numel() for p in module.parameters())
+
+    parameters, rows = size(network.stem), []
     network.eval()
+    with torch.no_grad(), FlopCounterMode(display=False) as flops:
 
-    def count(module, *features):  # type: ignore[no-untyped-def]
-        with FlopCounterMode(display=False) as flops:
-            output = module(*features)
-        counts.append((sum(p.numel() for p in module.parameters()), flops.get_total_flops() // 2))
-        return output
+        def macs_since(before: int) -> int:
+            return flops.get_total_flops() // 2 - before
 
-    features = count(network.stem, example)
-    total_parameters, total_macs = counts[-1]
-    rows = []
-    for block, head in zip(network.blocks, network.heads, strict=True):
-        features = count(block, features)
-        total_parameters, total_macs = total_parameters + counts[-1][0], total_macs + counts[-1][1]
-        count(head, features)
-        rows.append((total_parameters + counts[-1][0], total_macs + counts[-1][1]))
+        features = network.stem(example)
+        heads = 0  # of the heads passed, which no deeper prefix has
+        for block, head in zip(network.blocks, network.heads, strict=True):
+            features = block(features)
+            parameters, macs = parameters + size(block), macs_since(heads)
+            head(features)
+            head_macs = macs_since(heads + macs)
+            heads += head_macs
+            rows.append((parameters + size(head), macs + head_macs))
     return rows
 
 

@@ -8,6 +8,7 @@ import copy
 import dataclasses
 import importlib.util
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -17,12 +18,17 @@ from torch import nn
 from torchvision.models import resnet18, resnet34, resnet50
 
 import odn.network
+from conftest import tiny_data
+from odn.artifact import export, load
 from odn.backbones import BACKBONES, Inputs, find_backbone
 from odn.catalog import list_backbones
-from odn.errors import UsageError
+from odn.config import ExpandConfig, TrainConfig
+from odn.errors import OdnError, UsageError
+from odn.expansion import expand
 from odn.extraction import extract
 from odn.measure import measure_cost
-from odn.network import NetworkSpec, PartitionedNetwork, build_network, build_prefix
+from odn.network import NetworkSpec, PartitionedNetwork, build_network, build_prefix, partition, rebuild
+from odn.stage import Stage
 from odn.storage import fill, tensors_of
 
 CLASSES = 7
@@ -406,3 +412,108 @@ def test_inputs_that_do_not_fit_are_refused(name, shape, message):
 def test_vits_take_the_size_of_the_data():
     network = build_network("vit_b_16", (3, 48, 48), 2, device="meta")
     assert network.stem.network.encoder.pos_embedding.shape == (1, 10, 768)
+
+
+# training ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["convnext_tiny", "vit_b_32", "swin_t", "mobilenet_v2", "bert_tiny"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_step_of_training_lowers_the_loss(name, precision):
+    need(name)
+    torch.manual_seed(0)
+    network = build_network(name, shape_of(name), CLASSES)
+    stage = Stage(network.prefix(2), TrainConfig(optimizer="adamw", batch_size=2, precision=precision), [0] * 2)
+    x, labels = batch(name), torch.tensor([1, 4])
+    losses = [float(stage.train_step(x, labels, lambda _: 0.2)) for _ in range(5)]
+    assert losses[-1] < losses[0]
+    moved = dict(network.prefix(2).named_parameters())
+    assert all(torch.isfinite(p).all() for p in moved.values())
+
+
+def test_a_transformer_goes_through_the_whole_line(tmp_path):
+    """Swin of timm: its stored tensors are more than its weights."""
+    pytest.importorskip("timm")
+    data = tiny_data(64, 32, side=16)
+    network = partition("timm/swin_tiny_patch4_window7_224", data.spec, seed=1)
+    training = TrainConfig(optimizer="adamw", batch_size=16, precision="fp32")
+    config = ExpandConfig(target_accuracy=0.9, depths=(1, 2), epochs_per_depth=2, cooldown_epochs=0, lookback_epochs=0)
+    result = expand(network, data.train, data.valid, config=config, training=training)
+    small = extract(network, result.depth)
+    export(small, tmp_path / "artifact", data.spec)
+    artifact = load(tmp_path / "artifact")
+    x = torch.randn(3, *data.spec.input_shape)
+    with torch.no_grad():
+        assert torch.equal(artifact.network(x), small.eval()(x))
+    assert artifact.network.spec.backbone == "timm/swin_tiny_patch4_window7_224"
+
+
+# encoders from a directory -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", [name for name in LAST if name in TEXT])
+def test_an_encoder_from_a_directory_is_rebuilt_without_it(name, tmp_path):
+    need(name)
+    entry = BACKBONES[name]
+    theirs = entry.make(Inputs(shape=(12,), dtype=torch.int64), 1.0)
+    if "modern" in name:
+        changes = {"local_attention": 4, "layer_types": ["full_attention", "sliding_attention"] * 2}
+        theirs = type(theirs)(type(theirs.config)(**{**theirs.config.to_dict(), **changes}))
+    theirs.config.save_pretrained(tmp_path / "encoder")
+    ours = build_network(str(tmp_path / "encoder"), (12,), CLASSES)
+    assert ours.spec.backbone == f"transformers/{name.removesuffix('_tiny')}"
+    wanted = sorted(tuple(p.shape) for name, p in theirs.named_parameters() if not name.startswith("final_norm"))
+    assert sorted(tuple(p.shape) for part in (ours.stem, ours.blocks) for p in part.parameters()) == wanted
+    (tmp_path / "encoder" / "config.json").unlink()
+    prefix = ours.prefix(3).eval()
+    rebuilt = build_prefix(NetworkSpec.from_json(prefix.spec.to_json()))
+    fill(rebuilt, tensors_of(prefix))
+    x = batch(name)
+    with torch.no_grad():
+        assert torch.equal(rebuilt.eval()(x), prefix(x))
+    if "modern" in name:
+        assert [block.local for block in ours.blocks] == [False, True, False, True]
+        assert ours.stem.context.window == 2
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ("{", "config.json is no configuration of an encoder"),
+        ("[]", "config.json is no configuration of an encoder"),
+        ('{"hidden_size": 8}', "config.json is no configuration of an encoder .*model_type"),
+        ('{"model_type": "gpt2"}', "text encoder 'gpt2'; allowed: bert, distilbert, roberta, electra, modernbert"),
+        ('{"model_type": "bert", "hidden_size": 1e99}', "'hidden_size' is 1e.99 .*; allowed: 0 to 65536"),
+        ('{"model_type": "bert", "hidden_size": "8"}', "'hidden_size' is '8' .*; allowed: 0 to 65536"),
+        (
+            '{"model_type": "bert", "num_hidden_layers": 1000000}',
+            "'num_hidden_layers' is 1000000 .*; allowed: 0 to 1024",
+        ),
+        (
+            '{"model_type": "bert", "hidden_size": 10, "num_attention_heads": 3}',
+            "transformers cannot follow the config",
+        ),
+        ('{"model_type": "bert", "is_decoder": true}', "sets 'is_decoder' to True; allowed: False, an encoder alone"),
+        ('{"model_type": "modernbert", "layer_types": ["sliding_attention"]}', "layer_types follow no period"),
+    ],
+)
+def test_configurations_that_cannot_be_followed_are_refused(config, message, tmp_path):
+    pytest.importorskip("transformers")
+    (tmp_path / "config.json").write_text(config)
+    with pytest.raises(OdnError, match=message) as error:
+        build_network(str(tmp_path), (8,), 2, device="meta")
+    assert "\n" not in str(error.value)
+
+
+def test_a_spec_that_names_a_directory_is_refused(tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
+    with pytest.raises(OdnError, match="the spec names the directory .*; it has to hold the configuration itself"):
+        rebuild(NetworkSpec(backbone=str(tmp_path), input_shape=(8,), classes=2, depth=1))
+
+
+def test_a_vocabulary_of_the_datas_own():
+    pytest.importorskip("transformers")
+    texts = SimpleNamespace(input_shape=(8,), classes=("a", "b"))
+    network = partition("electra_tiny", texts, vocabulary=500)
+    assert network.stem.embeddings.word_embeddings.num_embeddings == 500
+    assert rebuild(network.spec, "meta").stem.embeddings.word_embeddings.num_embeddings == 500

@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Generator
-from typing import Any, TypeVar, final
+from typing import TYPE_CHECKING, Any, TypeVar, final
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
@@ -10,7 +10,9 @@ from rich.table import Table
 
 from odn.recipe import RunConfig
 from odn.records import PHASE_NAMES, EpochRecord
-from odn.reporting import Report
+
+if TYPE_CHECKING:
+    from odn.reporting import Report
 
 Result = TypeVar("Result")
 
@@ -75,7 +77,7 @@ class Display:
         return f"{text}  at most {left // 60}:{left % 60:02d} left" if left else text
 
 
-def print_report(report: Report) -> None:
+def print_report(report: "Report") -> None:
     """Print a report's table and where it lies.
 
     Args:

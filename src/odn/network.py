@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from odn.backbones import Inputs, find_backbone, take_apart, take_own_apart
-from odn.errors import UsageError
+from odn.errors import OdnError, UsageError
 from odn.layers import Head
 from odn.spec import HasShape as HasShape
 from odn.spec import NetworkSpec as NetworkSpec
@@ -227,6 +227,8 @@ def rebuild(spec: NetworkSpec, device: str = "cpu") -> PartitionedNetwork:
     Raises:
         OdnError: when the recipe cannot be followed.
     """
+    if spec.config is None and find_backbone(spec.backbone).config is not None:
+        raise OdnError(f"the spec names the directory {spec.backbone}; it has to hold the configuration itself")
     return build_network(
         spec.backbone,
         spec.input_shape,

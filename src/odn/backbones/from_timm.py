@@ -64,13 +64,21 @@ TESTED = tuple(
 
 
 def installed() -> bool:
-    """Return whether timm can be imported, without importing it."""
+    """Find out whether timm can be imported, without importing it.
+
+    Returns:
+        Whether it can.
+    """
     return importlib.util.find_spec("timm") is not None
 
 
 @cache
 def all_names() -> tuple[str, ...]:
-    """Return the names of timm's networks, as users write them; timm has to be installed."""
+    """List timm's networks; it has to be installed.
+
+    Returns:
+        Their names as users write them, with ``timm/`` in front.
+    """
     return tuple(PREFIX + name for name in _timm("listing its networks").list_models())
 
 
