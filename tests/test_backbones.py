@@ -157,6 +157,27 @@ def test_the_full_depth_gives_the_features_of_the_librarys_network(case):
     torch.testing.assert_close(features, theirs, rtol=1e-5, atol=1e-5)
 
 
+def test_the_deepest_head_ends_as_the_librarys_network_does(case):
+    name, network, original = case
+    if name in TEXT or name.startswith("cifar") or "vgg" in name or name.startswith("mobilenet_v3"):
+        pytest.skip("the library's network ends in another way: no classifier, a masked mean, or hidden layers")
+    head = copy.deepcopy(network.heads[-1])
+    # timm's networks are made without a classifier, torchvision's with one output.
+    if name.startswith("timm/"):
+        head.linear = nn.Identity()
+    else:
+        head.linear = nn.Linear(head.linear.in_features, 1)
+    state = head.state_dict()
+    theirs = list(original.state_dict().values())[len(original.state_dict()) - len(state) :]
+    head.load_state_dict(dict(zip(state, theirs, strict=True)))
+    x = batch(name)
+    with torch.no_grad():
+        features = network.stem(x)
+        for block in network.blocks:
+            features = block(features)
+        torch.testing.assert_close(head.eval()(features), original(x), rtol=1e-4, atol=1e-5)
+
+
 def test_every_depth_is_a_prefix_of_one_chain(case):
     name, network, _ = case
     x = batch(name)
