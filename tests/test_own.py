@@ -101,6 +101,20 @@ def test_names_patterns_and_a_part_of_the_blocks_can_be_given():
     assert names(later.stem) == ["conv", "norm", "act", "layers_0", "layers_1", "pool", "drop"]
 
 
+def test_what_stands_behind_the_blocks_may_be_anything():
+    class Branched(Own):
+        def __init__(self):
+            super().__init__()
+            self.left, self.right = nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 3, padding=1)
+
+        def forward(self, x):
+            for layer in self.layers:
+                x = layer(x) if layer is not self.layers[0] else layer(self.stem(x))
+            return self.linear((self.left(x) + self.right(x)).mean((2, 3)))
+
+    assert partition(Branched(), IMAGES, blocks=["layers.#"]).max_depth == 4
+
+
 class Tokens(nn.Module):
     """A stem in code: patches, a class token, positions; and parameters beside the modules that only its end needs."""
 

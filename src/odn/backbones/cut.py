@@ -1,6 +1,5 @@
 """Cut a network along its chain into a stem, blocks, and what makes heads for them."""
 
-import copy
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -149,9 +148,9 @@ def cut(network: nn.Module, chain: Chain, pooling: Pooling) -> Parts:
         UsageError: when two parts share weights, or what follows the last block is not understood.
     """
     blocks = tuple(_row(network, names) for names in chain.blocks)
-    if chain.tail is None:
+    if pooling.tail and chain.tail is None:
         raise UsageError("what follows its last block is no row of layers; a head cannot end in the same way")
-    tail = tuple((network.get_submodule(layer.name), layer) for layer in chain.tail if pooling.tail)
+    tail = tuple((network.get_submodule(layer.name), layer) for layer in chain.tail or () if pooling.tail)
     # The stem comes last: it may be the network without the rest.
     stem = UpToFirstBlock(network, chain) if chain.stem is None else _row(network, chain.stem)
     _refuse_sharing(stem, blocks, chain)
@@ -213,15 +212,3 @@ def _head(
         after=after,
         after_map=any(place.dimensions == 4 for _, place in tail if place.pooled),
     )
-
-
-def copy_to_meta(network: nn.Module) -> nn.Module:
-    """Return a copy of a network without memory for weights.
-
-    Args:
-        network: any module; it is left as it is.
-
-    Returns:
-        Its copy on the meta device.
-    """
-    return copy.deepcopy(network).to("meta")

@@ -34,11 +34,10 @@ def take_apart(backbone: Backbone, inputs: Inputs, width: float, device: str) ->
     except OdnError as error:
         text = str(error) if backbone.task == "text-classification" else _reason(backbone, inputs, width, error)
         raise UsageError(text) from error
-    if device == "meta":
-        return parts, shapes
-    idle = _idle(parts.stem, inputs)
-    with torch.device(device):
-        parts = backbone.cut(backbone.make(inputs, width), chain)
+    idle = idle_parameters(parts.stem, inputs.example(2)) if isinstance(parts.stem, UpToFirstBlock) else []
+    if device != "meta":
+        with torch.device(device):
+            parts = backbone.cut(backbone.make(inputs, width), chain)
     drop_parameters(parts.stem, idle)
     return parts, shapes
 
@@ -88,10 +87,6 @@ def feature_shapes(parts: Parts, inputs: Inputs) -> list[Shape]:
             shapes.append(tuple((features if isinstance(features, Tensor) else features[0]).shape[1:]))
     nn.ModuleList([parts.stem, *parts.blocks]).train()
     return shapes
-
-
-def _idle(stem: nn.Module, inputs: Inputs) -> list[str]:
-    return idle_parameters(stem, inputs.example(2)) if isinstance(stem, UpToFirstBlock) else []
 
 
 def _reason(backbone: Backbone, inputs: Inputs, width: float, error: OdnError) -> str:
