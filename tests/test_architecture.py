@@ -18,7 +18,7 @@ ROWS = [
     ["records", "recipe", "batching", "guard", "webpage"],
     ["defaults"],
     ["data", "layers", "measure", "stopping", "schedules", "distillation", "widths"],
-    ["backbones", "search", "narrowing"],
+    ["backbones", "search", "narrowing", "spec", "catalog"],
     ["network", "processes"],
     ["sharding", "page", "pruning"],
     ["stage"],
@@ -102,6 +102,17 @@ def test_help_does_not_import_torch():
     code = "import contextlib, io\nfrom odn.cli import main\n"
     code += "with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(SystemExit): main(['--help'])"
     assert not {"torch", "numpy", "matplotlib"} & modules_after(code)
+
+
+def test_listing_backbones_imports_neither_torch_nor_their_libraries():
+    code = "import contextlib, io\nfrom odn.cli import main\n"
+    code += "with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(SystemExit): "
+    code += "main(['backbones', 'resnet', '--json'])"
+    assert not {"torch", "timm", "transformers"} & modules_after(code)
+
+
+def test_the_registry_imports_neither_timm_nor_transformers():
+    assert not {"timm", "transformers"} & modules_after("import odn.backbones")
 
 
 def test_the_public_names_exist_and_are_listed():

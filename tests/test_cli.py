@@ -193,7 +193,7 @@ def test_profile_prints_the_contract(odn):
     assert "…" not in out
 
 
-def test_backbones_are_listed(odn):
+def test_backbones_are_listed_and_filtered(odn):
     code, out, _ = odn("backbones", "--json")
     rows = {row["name"]: row for row in json.loads(out)}
     assert code == 0
@@ -201,6 +201,32 @@ def test_backbones_are_listed(odn):
     assert rows["cifar_resnet20"]["parameters"] == 272474
     assert rows["resnet34"]["blocks"] == 16
     assert "cifar_resnet110" in odn("backbones")[1]
+
+    def names(*arguments):
+        return [row["name"] for row in json.loads(odn("backbones", *arguments, "--json")[1])]
+
+    assert names("CIFAR", "--library", "odn") == [f"cifar_resnet{depth}" for depth in (20, 32, 56, 110)]
+    assert names("swin", "--library", "torchvision") == ["swin_t", "swin_s", "swin_v2_t", "swin_v2_s"]
+    texts = {name for name, row in rows.items() if row["library"] == "transformers"}
+    assert set(names("--task", "text-classification")) == texts
+    assert {"convnext_tiny", "timm/convnext_atto"} <= set(names("convnext"))
+
+
+def test_all_of_timms_networks_are_listed_when_asked_for(odn):
+    timm = pytest.importorskip("timm")
+    rows = {row["name"]: row for row in json.loads(odn("backbones", "--library", "timm", "--json")[1])}
+    assert set(rows) == {f"timm/{name}" for name in timm.list_models()}
+    assert rows["timm/convnext_atto"]["blocks"] == 12
+    assert rows["timm/convnext_xlarge"]["parameters"] is None
+    assert "timm/edgenext_small" in odn("backbones", "timm/edgenext")[1]
+
+
+def test_profile_takes_texts(odn):
+    pytest.importorskip("transformers")
+    long = json.loads(odn("profile", "distilbert_tiny", "--json")[1])
+    short = json.loads(odn("profile", "distilbert_tiny", "--input-shape", "16", "--json")[1])
+    assert [row["depth"] for row in long] == [1, 2, 3, 4]
+    assert long[-1]["macs"] > 8 * short[-1]["macs"]
 
 
 def test_help_names_every_command(odn):
@@ -239,6 +265,8 @@ def test_help_names_every_command(odn):
         (["profile", "resnet18", "--input-shape", "28x28"], 2, "--input-shape is '28x28'; allowed: channels x"),
         (["profile", "resnet18", "--input-shape", "2x28x28"], 2, "input shape 2x28x28; allowed: 1 or 3 channels"),
         (["profile", "resnet18", "--input-shape", "1x4x4"], 2, "smallest it can take is 5x5"),
+        (["profile", "vit_b_16", "--input-shape", "3x28x28"], 2, "'vit_b_16': its sides have to be multiples of 16"),
+        (["backbones", "resnext", "--library", "odn"], 2, "no backbone matches 'resnext --library odn'; odn backbones"),
         (["predict", "nowhere", "x.png"], 1, "there is no artifact at nowhere"),
         (["serve", "nowhere"], 1, "there is no artifact at nowhere"),
         (["benchmark", "nowhere"], 1, "there is no artifact at nowhere"),

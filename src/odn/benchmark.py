@@ -18,7 +18,7 @@ from odn.rivals import FULL, RIVALS, build_rival
 from odn.runner import BATCH, Job, run_apart
 from odn.runtimes import RUNTIMES, Export
 from odn.sessions import choose_runtime
-from odn.weights import weights_of
+from odn.storage import tensors_of
 
 _log = logging.getLogger("odn")
 BATCHES = (1, BATCH)
@@ -75,7 +75,7 @@ def _measure_rival(
         "runtime": runtime,
     }
     if runtime == "torch":
-        about["file_bytes"] = len(save(weights_of(network)))
+        about["file_bytes"] = len(save(tensors_of(network)))
         yield from _measure(
             Job(directory=str(directory), runtime=runtime, rival=rival), about, artifact, counts, seconds
         )

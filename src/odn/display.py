@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Generator
-from typing import Any, TypeVar, final
+from typing import TYPE_CHECKING, Any, TypeVar, final
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
@@ -10,7 +10,9 @@ from rich.table import Table
 
 from odn.recipe import RunConfig
 from odn.records import PHASE_NAMES, EpochRecord
-from odn.reporting import Report
+
+if TYPE_CHECKING:
+    from odn.reporting import Report
 
 Result = TypeVar("Result")
 
@@ -76,7 +78,7 @@ class Display:
         return f"{text}  at most {left // 60}:{left % 60:02d} left" if left else text
 
 
-def print_report(report: Report) -> None:
+def print_report(report: "Report") -> None:
     """Print a report's table and where it lies.
 
     Args:
@@ -104,7 +106,9 @@ def print_rows(title: str, rows: list[dict[str, Any]]) -> None:
     _stdout().print(table)
 
 
-def _cell(value: str | int | float) -> str:
+def _cell(value: str | int | float | None) -> str:
+    if value is None:
+        return "?"
     if isinstance(value, float):
         return f"{value:.5f}" if abs(value) < 1 else f"{value:,.2f}"
     return f"{value:,}" if isinstance(value, int) else value

@@ -14,6 +14,7 @@ from torch import nn
 from torch.optim.swa_utils import update_bn
 
 from odn.data import WHOLE, Split, derive_seed, epoch_order, plain_batches, training_batches
+from odn.layers import to_channels_last
 from odn.processes import agree, share, total
 from odn.records import EpochRecord, Phase
 from odn.schedules import Schedule
@@ -43,8 +44,7 @@ def evaluate(network: nn.Module, split: Split, device: torch.device | None = Non
     with torch.no_grad():
         count = 0
         for x_BCHW, labels_B in plain_batches(split, _EVALUATION_BATCH, device, share=part):
-            x_BCHW = x_BCHW.contiguous(memory_format=torch.channels_last)
-            correct += (network(x_BCHW).argmax(1) == labels_B).sum()
+            correct += (network(to_channels_last(x_BCHW)).argmax(1) == labels_B).sum()
             count += 1
         # Parts of a sharded network come from the others, who may have one batch more.
         most = math.ceil(math.ceil(len(split) / part.world) / _EVALUATION_BATCH)
@@ -78,7 +78,7 @@ def recalibrate(network: nn.Module, train: Split, count: int, *, seed: int, toge
     with torch.random.fork_rng():
         torch.manual_seed(derive_seed(seed, "recalibrate"))
         batches = plain_batches(train, batch_size, device, count=count, seed=seed, share=part)
-        update_bn((x.contiguous(memory_format=torch.channels_last) for x, _ in batches), network)
+        update_bn((to_channels_last(x) for x, _ in batches), network)
     if part.world > 1:
         for statistics in (buffer for norm in norms for buffer in (norm.running_mean, norm.running_var)):
             if statistics is not None:

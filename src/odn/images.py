@@ -71,12 +71,13 @@ class Preprocessing:
         """Scale images by the training split's statistics.
 
         Args:
-            x_BCHW: images in [0, 1], shape (B, C, H, W).
+            x_BCHW: images in [0, 1], shape (B, C, H, W); anything else with channels second does as well.
 
         Returns:
             Images of about zero mean and unit variance, same shape.
         """
-        mean, std = (x_BCHW.new_tensor(values).view(-1, 1, 1) for values in (self.mean, self.std))
+        per_channel = (-1, *[1] * (x_BCHW.ndim - 2))
+        mean, std = (x_BCHW.new_tensor(values).view(per_channel) for values in (self.mean, self.std))
         return (x_BCHW - mean) / std
 
 

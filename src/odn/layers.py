@@ -1,10 +1,14 @@
 """The few layers of our own: stems for small images and the head that every depth carries."""
 
+import copy
 from collections import OrderedDict
-from typing import final
+from collections.abc import Sequence
+from typing import Literal, final
 
+import torch
 from torch import Tensor, nn
 
+from odn.errors import UsageError
 from odn.images import Preprocessing
 
 
@@ -29,22 +33,110 @@ class Deployed(nn.Module):
 
 @final
 class Head(nn.Module):
-    """Global average pooling and one linear layer: the classifier of one depth.
+    """Pooling and one linear layer: the classifier of one depth. A family's norms and expansions stand around pooling.
 
     Args:
-        channels: of the feature map it reads.
+        channels: of the features it reads.
         classes: logits it gives.
+        channel_dim: where the channels stand in the features: 1 as after convolutions, -1 as in tokens (B, N, C).
+        norm_dim: where the layers in front of the pooling want them.
+        first_token: read the first token, the class token, instead of the mean over all positions.
+        skip: positions at the front of a row of tokens that the mean leaves out.
+        before: layers in front of the pooling.
+        after: layers behind it.
+        after_map: whether those behind it want a map of one pixel, (B, C, 1, 1), and not a vector.
+        width: channels that those layers give; 0 means ``channels``.
     """
 
-    def __init__(self, channels: int, classes: int) -> None:
+    def __init__(
+        self,
+        channels: int,
+        classes: int,
+        *,
+        channel_dim: Literal[1, -1] = 1,
+        norm_dim: Literal[1, -1] | None = None,
+        first_token: bool = False,
+        skip: int = 0,
+        before: Sequence[nn.Module] = (),
+        after: Sequence[nn.Module] = (),
+        after_map: bool = False,
+        width: int = 0,
+    ) -> None:
         super().__init__()
-        self.pool = nn.AdaptiveAvgPool2d(1)
-        self.linear = nn.Linear(channels, classes)
+        self.channel_dim, self.norm_dim = channel_dim, norm_dim or channel_dim
+        self.first_token, self.skip, self.after_map = first_token, skip, after_map
+        self.before, self.after = nn.Sequential(*before), nn.Sequential(*after)
+        self.linear = nn.Linear(width or channels, classes)
 
-    def forward(self, x_BCHW: Tensor) -> Tensor:
-        """Return logits of shape (B, classes) for a feature map of shape (B, C, H, W)."""
-        logits: Tensor = self.linear(self.pool(x_BCHW).flatten(1))
+    def forward(self, features: Tensor) -> Tensor:
+        """Return logits of shape (B, classes) for the features of a batch."""
+        if self.norm_dim != self.channel_dim:
+            features = features.movedim(self.channel_dim, self.norm_dim)
+        features = self.before(features)
+        if self.first_token:
+            pooled = features[:, 0]
+        else:
+            positions = tuple(range(1, features.ndim - 1) if self.norm_dim == -1 else range(2, features.ndim))
+            pooled = features[:, self.skip :] if self.skip else features
+            pooled = pooled.mean(positions) if positions else pooled  # a vector has no positions
+        if self.after_map:
+            pooled = pooled[:, :, None, None]
+        logits: Tensor = self.linear(self.after(pooled).flatten(1))
         return logits
+
+
+def resized(layer: nn.Module, channels: int) -> tuple[nn.Module, int]:
+    """Make a fresh layer of the kind of another one, for another number of channels.
+
+    Args:
+        layer: a norm, a 1x1 convolution, or an activation.
+        channels: that the new one reads.
+
+    Returns:
+        The layer, and how many channels it gives: a convolution expands as many times as the other one does.
+
+    Raises:
+        UsageError: when it is a layer of another kind.
+    """
+    if isinstance(layer, nn.Conv2d) and layer.kernel_size == (1, 1) and layer.groups == 1:
+        width = max(1, round(channels * layer.out_channels / layer.in_channels))
+        convolution = nn.Conv2d(channels, width, 1, bias=layer.bias is not None)
+        nn.init.kaiming_normal_(convolution.weight, mode="fan_out", nonlinearity="relu")
+        if convolution.bias is not None:
+            nn.init.zeros_(convolution.bias)
+        return convolution, width
+    fresh = copy.deepcopy(layer)
+    parameters = dict(fresh.named_parameters(recurse=False))
+    if not parameters:
+        return fresh, channels
+    reset = getattr(fresh, "reset_parameters", None)
+    if "Norm" not in type(layer).__name__ or reset is None or any(p.ndim != 1 for p in parameters.values()):
+        raise UsageError(
+            f"behind its last block stands the layer {type(layer).__name__}; a head can end in norms, 1x1 convolutions "
+            "and activations"
+        )
+    for name, parameter in parameters.items():
+        setattr(fresh, name, nn.Parameter(parameter.new_empty(channels)))
+    for name, buffer in fresh.named_buffers(recurse=False):
+        if buffer.ndim == 1:
+            setattr(fresh, name, buffer.new_empty(channels))
+    for name, value in (("num_features", channels), ("num_channels", channels), ("normalized_shape", (channels,))):
+        if hasattr(fresh, name):
+            setattr(fresh, name, value)
+    reset()
+    return fresh, channels
+
+
+def to_channels_last(x: Tensor) -> Tensor:
+    """Lay out a batch of images so that convolutions are fast; other batches stay as they are.
+
+    Args:
+        x: inputs of a network.
+
+    Returns:
+        The same numbers.
+    """
+    return x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x
 
 
 def small_image_stem(in_channels: int, channels: int) -> nn.Sequential:

@@ -21,13 +21,13 @@ BATCH_SIZES = (1, 64)
 
 @dataclass(frozen=True, kw_only=True)
 class Cost:
-    """Exact costs of one forward pass of one image.
+    """Exact costs of one forward pass of one input.
 
     Attributes:
         parameters: number of weights, BatchNorm's running statistics not counted.
         parameter_bytes: memory they take.
         macs: multiply-accumulates of convolutions and matrix products.
-        peak_activation_bytes: most bytes of the image and feature maps alive at once in eager inference.
+        peak_activation_bytes: most bytes of the input and the features alive at once in eager inference.
     """
 
     parameters: int
@@ -36,23 +36,24 @@ class Cost:
     peak_activation_bytes: int
 
 
-def measure_cost(module: nn.Module, input_shape: tuple[int, int, int]) -> Cost:
+def measure_cost(module: nn.Module, input_shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> Cost:
     """Count a network's costs on the meta device: exact, without running it.
 
     Args:
         module: the network; it is not changed.
-        input_shape: channels, height and width of an image.
+        input_shape: of one input, without the batch.
+        dtype: of the input; int64 for tokens.
 
     Returns:
         Its costs at batch size 1.
     """
     network = copy.deepcopy(module).to("meta").eval()
     parameters = list(network.parameters())
-    image = torch.empty(1, *input_shape, device="meta")
+    example = torch.empty(1, *input_shape, dtype=dtype, device="meta")
     with torch.no_grad():
         with FlopCounterMode(display=False) as flops:
-            network(image)
-        peak = _peak_activation_bytes(network, image)
+            network(example)
+        peak = _peak_activation_bytes(network, example)
     return Cost(
         parameters=sum(p.numel() for p in parameters),
         parameter_bytes=sum(p.numel() * p.element_size() for p in parameters),
@@ -88,25 +89,28 @@ class _LiveBytes(TorchDispatchMode):
         self.peak = max(self.peak, sum(self._live.values()))
 
 
-def _peak_activation_bytes(network: nn.Module, image: Tensor) -> int:
+def _peak_activation_bytes(network: nn.Module, example: Tensor) -> int:
     mode = _LiveBytes([*network.parameters(), *network.buffers()])
-    mode.count([image])
+    mode.count([example])
     with mode:
-        network(image)
+        network(example)
     return mode.peak
 
 
-def macs_by_depth(prefixes: Iterable[nn.Module], input_shape: tuple[int, int, int]) -> list[int]:
+def macs_by_depth(
+    prefixes: Iterable[nn.Module], input_shape: tuple[int, ...], dtype: torch.dtype = torch.float32
+) -> list[int]:
     """Count the multiply-accumulates of every depth.
 
     Args:
         prefixes: the networks of depth 1, 2, ... up to the full depth.
-        input_shape: channels, height and width of an image.
+        input_shape: of one input, without the batch.
+        dtype: of the input; int64 for tokens.
 
     Returns:
-        MACs of one image by depth, from depth 1.
+        MACs of one input by depth, from depth 1.
     """
-    return [measure_cost(prefix, input_shape).macs for prefix in prefixes]
+    return [measure_cost(prefix, input_shape, dtype).macs for prefix in prefixes]
 
 
 def train_macs(records: Iterable[EpochRecord], macs_by_depth: Sequence[int]) -> int:
@@ -161,14 +165,15 @@ def training_bytes(
 
 
 def measure_latency(
-    module: nn.Module, input_shape: tuple[int, int, int], seconds: float = 0.5
+    module: nn.Module, input_shape: tuple[int, ...], seconds: float = 0.5, dtype: torch.dtype = torch.float32
 ) -> dict[str, dict[str, float]]:
     """Time forward passes on the CPU with one thread, after a warm-up.
 
     Args:
         module: the network; a copy of it is timed.
-        input_shape: channels, height and width of an image.
+        input_shape: of one input, without the batch.
         seconds: how long to measure each batch size.
+        dtype: of the input; int64 for tokens.
 
     Returns:
         ``{"batch_1": {"p50": ms, "p95": ms}, "batch_64": ...}``, milliseconds per batch.
@@ -180,9 +185,11 @@ def measure_latency(
     network = copy.deepcopy(module).to("cpu").eval()
     latency = {}
     for batch in BATCH_SIZES:
-        images = torch.randn(batch, *input_shape)
+        # Texts are of one token, over and over: what a token is does not change the work.
+        shape = (batch, *input_shape)
+        inputs = torch.randn(shape) if dtype.is_floating_point else torch.ones(shape, dtype=dtype)
         with torch.inference_mode():
-            timer = Timer("network(images)", globals={"network": network, "images": images}, num_threads=1)
+            timer = Timer("network(inputs)", globals={"network": network, "inputs": inputs}, num_threads=1)
             times: list[float] = []
             while len(times) < 10 or sum(times) < seconds:
                 times.append(timer.timeit(1).mean)
@@ -191,18 +198,21 @@ def measure_latency(
     return latency
 
 
-def profile(prefixes: Iterable[nn.Module], input_shape: tuple[int, int, int]) -> list[dict[str, Any]]:
+def profile(
+    prefixes: Iterable[nn.Module], input_shape: tuple[int, ...], dtype: torch.dtype = torch.float32
+) -> list[dict[str, Any]]:
     """Measure the network of every depth, without data or training.
 
     Args:
         prefixes: the networks of depth 1, 2, ... up to the full depth, best built on the meta device.
-        input_shape: channels, height and width of an image.
+        input_shape: of one input, without the batch.
+        dtype: of the input; int64 for tokens.
 
     Returns:
         One row per depth: ``depth parameters parameter_bytes reduction macs peak_activation_bytes``; the
         reduction is the share of the full depth's parameters that this depth does without, rounded to 5 digits.
     """
-    costs = [measure_cost(prefix, input_shape) for prefix in prefixes]
+    costs = [measure_cost(prefix, input_shape, dtype) for prefix in prefixes]
     return [
         {
             "depth": depth,

@@ -4,105 +4,18 @@ Shapes: B batch, C channels, H height, W width, K classes.
 """
 
 import dataclasses
-import json
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import Protocol, final
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Literal, final
 
 import torch
 from torch import Tensor, nn
 
-from odn.backbones import feature_shapes, find_backbone
+from odn.backbones import Inputs, find_backbone, take_apart, take_own_apart
 from odn.errors import OdnError, UsageError
 from odn.layers import Head
-from odn.tables import from_table, to_table
+from odn.spec import HasShape as HasShape
+from odn.spec import NetworkSpec as NetworkSpec
 from odn.widths import narrow
-
-SCHEMA = 2
-_MAX_SIDE, _MAX_CLASSES = 8192, 1_000_000
-
-
-class HasShape(Protocol):
-    """Whatever says what goes in and out: a ``DataSpec`` or anything with these two."""
-
-    @property
-    def input_shape(self) -> tuple[int, int, int]:
-        """Channels, height and width of an image."""
-
-    @property
-    def classes(self) -> Sequence[str]:
-        """Names of the labels."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class NetworkSpec:
-    """The JSON recipe that rebuilds a prefix without its weights.
-
-    Attributes:
-        backbone: name in the registry.
-        width: factor on the backbone's channels.
-        input_shape: channels, height and width of an image.
-        classes: number of logits.
-        depth: blocks kept, from 1.
-        channels: what layers give by their name, where that is less than in the backbone.
-        schema: version of this format; 1 had no ``channels``.
-    """
-
-    backbone: str
-    input_shape: tuple[int, int, int]
-    classes: int
-    depth: int
-    width: float = 1.0
-    channels: dict[str, int] = field(default_factory=dict)
-    schema: int = SCHEMA
-
-    def __post_init__(self) -> None:
-        if self.schema != SCHEMA:
-            raise OdnError(
-                f"the network's spec has schema {self.schema}; this odn reads {SCHEMA}; "
-                + ("install a newer odn" if self.schema > SCHEMA else "export it again")
-            )
-        channels, height, width = self.input_shape
-        if channels not in (1, 3) or not 1 <= height <= _MAX_SIDE or not 1 <= width <= _MAX_SIDE:
-            raise UsageError(
-                f"input shape {channels}x{height}x{width}; allowed: 1 or 3 channels, sides of 1 to {_MAX_SIDE}"
-            )
-        if not 1 <= self.classes <= _MAX_CLASSES:
-            raise UsageError(f"{self.classes} classes; allowed: 1 to {_MAX_CLASSES}")
-        if not 0 < self.width <= 64:
-            raise UsageError(f"width {self.width}; allowed: above 0 to 64")
-        if self.depth < 1:
-            raise UsageError(f"depth {self.depth}; allowed: 1 or more")
-
-    def to_json(self) -> str:
-        """Return the recipe as JSON text."""
-        return json.dumps(to_table(self), indent=2) + "\n"
-
-    @classmethod
-    def from_json(cls, text: str, where: str = "spec.json") -> "NetworkSpec":
-        """Read a recipe.
-
-        Args:
-            text: JSON as written by ``to_json``.
-            where: name of the file, for messages.
-
-        Returns:
-            The recipe, checked.
-
-        Raises:
-            OdnError: when it is damaged, of a newer schema, or asks for something impossible.
-        """
-        try:
-            table = json.loads(text)
-            if not isinstance(table, dict):
-                raise OdnError(f"{where} does not hold a JSON object; export the network again")
-            if isinstance(table.get("schema"), int) and table["schema"] > SCHEMA:
-                raise OdnError(f"{where} has schema {table['schema']}; this odn reads {SCHEMA}; install a newer odn")
-            if table.get("schema") == 1 and "channels" not in table:
-                table["schema"] = SCHEMA
-            return from_table(cls, table)
-        except (ValueError, RecursionError, UsageError) as error:
-            raise OdnError(f"{where} is not a valid network spec: {error}") from error
 
 
 @final
@@ -110,9 +23,9 @@ class Prefix(nn.Module):
     """The network of one depth: stem, the first blocks, and that depth's head. It has no other parameters.
 
     Args:
-        stem: from image to feature map.
+        stem: from the input to the first features.
         blocks: the blocks kept, in order.
-        head: from feature map to logits.
+        head: from features to logits.
         spec: recipe that rebuilds it, or None for networks built by hand.
     """
 
@@ -128,9 +41,9 @@ class Prefix(nn.Module):
         """Number of blocks."""
         return len(self.blocks)
 
-    def forward(self, x_BCHW: Tensor) -> Tensor:
-        """Return logits of shape (B, K) for normalised images of shape (B, C, H, W)."""
-        features = self.stem(x_BCHW)
+    def forward(self, x: Tensor) -> Tensor:
+        """Return logits of shape (B, K) for a batch, of images normalised ones of shape (B, C, H, W)."""
+        features = self.stem(x)
         for block in self.blocks:
             features = block(features)
         logits: Tensor = self.head(features)
@@ -142,7 +55,7 @@ class PartitionedNetwork(nn.Module):
     """A deep network partitioned into a stem, D blocks and a head per depth.
 
     Args:
-        stem: from image to feature map.
+        stem: from the input to the first features.
         blocks: D modules, each reading what the one before gives.
         heads: D modules; head d-1 turns the features after d blocks into logits.
         spec: recipe of the full depth, or None for a network built by hand, which can be trained and extracted
@@ -191,9 +104,9 @@ class PartitionedNetwork(nn.Module):
         """Yield the networks of depth 1, 2, and so on up to the full depth."""
         return map(self.prefix, range(1, self.max_depth + 1))
 
-    def forward(self, x_BCHW: Tensor) -> list[Tensor]:
+    def forward(self, x: Tensor) -> list[Tensor]:
         """Return the logits of every depth, D tensors of shape (B, K), from one pass over the blocks."""
-        features = self.stem(x_BCHW)
+        features = self.stem(x)
         logits = []
         for block, head in zip(self.blocks, self.heads, strict=True):
             features = block(features)
@@ -201,57 +114,131 @@ class PartitionedNetwork(nn.Module):
         return logits
 
 
-def partition(backbone: str, data: HasShape, *, width: float = 1.0, seed: int = 0) -> PartitionedNetwork:
-    """Build a backbone for a dataset, partitioned at every block, with fresh weights.
+def partition(
+    backbone: str | nn.Module,
+    data: HasShape,
+    *,
+    blocks: Sequence[str] = (),
+    channel_dim: Literal[1, -1] = 1,
+    head: Callable[[tuple[int, ...], int], nn.Module] | None = None,
+    input_dtype: torch.dtype = torch.float32,
+    width: float = 1.0,
+    vocabulary: int = 0,
+    seed: int = 0,
+) -> PartitionedNetwork:
+    """Partition a backbone, by name with fresh weights, or a network of your own with those that it has.
 
     Args:
-        backbone: a name from ``odn backbones``.
-        data: says the shape of the images and the classes, e.g. ``load_data(...).spec``.
+        backbone: a name from ``odn backbones``, or a network, which is left as it is.
+        data: says the shape of the inputs and the classes, e.g. ``load_data(...).spec``.
+        blocks: of a network of your own, the modules after which it may be cut: names as of ``named_modules``, or
+            patterns in which ``*`` stands for what is between two dots and ``#`` for a number, e.g. ``layer#.#``.
+        channel_dim: of a network of your own, where the channels stand in what its blocks give: 1 as after
+            convolutions, -1 as in tokens; the heads average over the rest.
+        head: of a network of your own, makes other heads from the shape of a block's features, without the batch, and
+            the number of classes.
+        input_dtype: of what a network of your own reads.
         width: factor on the backbone's channels, where its family scales.
-        seed: of the initial weights; the caller's random state is left alone.
+        vocabulary: of a text encoder, the number of different tokens; 0 takes the encoder's own.
+        seed: of the fresh weights; the caller's random state is left alone.
 
     Returns:
-        The network, on the CPU.
+        The network, on the CPU; one of your own where it was. It can be trained and extracted; exported only when its
+        backbone has a name, because a spec cannot hold code.
 
     Raises:
-        UsageError: when there is no such backbone, or the images are smaller than it can take.
+        UsageError: when there is no such backbone, the inputs do not fit, or the blocks are no chain.
     """
+    classes = len(data.classes)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return build_network(backbone, data.input_shape, len(data.classes), width=width)
+        if isinstance(backbone, str):
+            if blocks or head is not None:
+                raise UsageError(f"blocks and head are for networks of your own; leave them out for '{backbone}'")
+            return build_network(backbone, data.input_shape, classes, width=width, vocabulary=vocabulary)
+        if width != 1 or vocabulary:
+            raise UsageError("width and vocabulary are for backbones with a name; leave them out")
+        inputs = Inputs(shape=tuple(data.input_shape), dtype=input_dtype)
+        parts, shapes = take_own_apart(backbone, inputs, blocks)
+        if head is not None:
+            heads = [head(shape, classes) for shape in shapes]
+        else:
+            heads = [Head(shape[min(channel_dim, 0)], classes, channel_dim=channel_dim) for shape in shapes]
+        return PartitionedNetwork(parts.stem, parts.blocks, heads)
 
 
 def build_network(
     backbone: str,
-    input_shape: tuple[int, int, int],
+    input_shape: tuple[int, ...],
     classes: int,
     *,
     width: float = 1.0,
+    vocabulary: int = 0,
+    config: Mapping[str, Any] | None = None,
     device: str = "cpu",
 ) -> PartitionedNetwork:
     """Build a partitioned backbone on a device.
 
     Args:
         backbone: a name from ``odn backbones``.
-        input_shape: channels, height and width of an image.
+        input_shape: channels, height and width of an image, or the number of tokens of a text.
         classes: number of logits.
         width: factor on the backbone's channels.
+        vocabulary: of a text encoder, the number of different tokens; 0 takes the encoder's own.
+        config: of a text encoder that came from a directory.
         device: ``meta`` builds the shapes alone, without memory for weights.
 
     Returns:
         The network at full depth.
 
     Raises:
-        UsageError: when there is no such backbone, or the images are smaller than it can take.
+        UsageError: when there is no such backbone, or the inputs do not fit.
     """
-    spec = NetworkSpec(backbone=backbone, width=width, input_shape=input_shape, classes=classes, depth=1)
-    entry = find_backbone(backbone, width)
-    shapes = feature_shapes(entry, input_shape, width)
+    entry = find_backbone(backbone, width, config)
+    spec = NetworkSpec(
+        backbone=entry.name,
+        input_shape=tuple(input_shape),
+        classes=classes,
+        depth=1,
+        width=width,
+        vocabulary=vocabulary,
+        config=entry.config,
+    )
+    text = entry.task == "text-classification"
+    if (len(spec.input_shape) == 1) != text:
+        wanted = "the number of tokens, e.g. 128" if text else "channels x height x width, e.g. 3x32x32"
+        raise UsageError(f"input shape {'x'.join(map(str, input_shape))} for '{entry.name}'; allowed: {wanted}")
+    inputs = Inputs(shape=spec.input_shape, vocabulary=vocabulary, dtype=spec.input_dtype)
+    parts, shapes = take_apart(entry, inputs, width, device)
     with torch.device(device):
-        parts = entry.build(input_shape[0], width)
-        heads = [Head(channels, classes) for channels, _, _ in shapes]
-    spec = dataclasses.replace(spec, depth=len(parts.blocks))
-    return PartitionedNetwork(parts.stem, parts.blocks, heads, spec)
+        heads = [parts.head(shape, classes) for shape in shapes]
+    return PartitionedNetwork(parts.stem, parts.blocks, heads, dataclasses.replace(spec, depth=len(heads)))
+
+
+def rebuild(spec: NetworkSpec, device: str = "cpu") -> PartitionedNetwork:
+    """Build the backbone of a recipe at full depth, with fresh weights.
+
+    Args:
+        spec: the recipe.
+        device: ``meta`` builds the shapes alone.
+
+    Returns:
+        The network, whatever the depth of the recipe.
+
+    Raises:
+        OdnError: when the recipe cannot be followed.
+    """
+    if spec.config is None and find_backbone(spec.backbone).config is not None:
+        raise OdnError(f"the spec names the directory {spec.backbone}; it has to hold the configuration itself")
+    return build_network(
+        spec.backbone,
+        spec.input_shape,
+        spec.classes,
+        width=spec.width,
+        vocabulary=spec.vocabulary,
+        config=spec.config,
+        device=device,
+    )
 
 
 def build_prefix(spec: NetworkSpec) -> Prefix:
@@ -266,8 +253,7 @@ def build_prefix(spec: NetworkSpec) -> Prefix:
     Raises:
         OdnError: when the recipe cannot be followed.
     """
-    network = build_network(spec.backbone, spec.input_shape, spec.classes, width=spec.width, device="meta")
-    prefix = network.prefix(spec.depth)
+    prefix = rebuild(spec, "meta").prefix(spec.depth)
     if spec.channels:
         narrow(prefix, spec.channels, spec.input_shape, spec.classes)
         prefix.spec = spec

@@ -46,7 +46,7 @@ def sizes_of(network: Prefix) -> dict[str, int]:
     return sizes
 
 
-def cost_at(network: Prefix, width: float, config: CompressConfig, input_shape: tuple[int, int, int]) -> Cost:
+def cost_at(network: Prefix, width: float, config: CompressConfig, input_shape: tuple[int, ...]) -> Cost:
     """Count what a network would cost at a width, without cutting anything.
 
     Args:
@@ -70,7 +70,7 @@ def cost_at(network: Prefix, width: float, config: CompressConfig, input_shape: 
     return measure_cost(shape, input_shape)
 
 
-def find_width(network: Prefix, config: CompressConfig, input_shape: tuple[int, int, int]) -> float:
+def find_width(network: Prefix, config: CompressConfig, input_shape: tuple[int, ...]) -> float:
     """Find the width that was asked for, directly or by a bound on the costs.
 
     Args:
@@ -104,7 +104,7 @@ def find_width(network: Prefix, config: CompressConfig, input_shape: tuple[int, 
     return max(low, 1) / _GRID
 
 
-def check_request(network: Prefix, config: CompressConfig, input_shape: tuple[int, int, int]) -> None:
+def check_request(network: Prefix, config: CompressConfig, input_shape: tuple[int, ...]) -> None:
     """Refuse what cannot be done before time is spent on it.
 
     Args:
@@ -117,7 +117,7 @@ def check_request(network: Prefix, config: CompressConfig, input_shape: tuple[in
         find_width(network, config, input_shape)
 
 
-def prune(network: Prefix, channels: Mapping[str, int], input_shape: tuple[int, int, int]) -> Prefix:
+def prune(network: Prefix, channels: Mapping[str, int], input_shape: tuple[int, ...]) -> Prefix:
     """Cut the least important channels out of a copy of a network.
 
     A channel's importance is the mean square of the weights that give and read it, over all layers that share it.

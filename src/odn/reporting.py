@@ -17,7 +17,7 @@ from odn.engine import evaluate
 from odn.files import write_atomically
 from odn.measure import macs_by_depth, measure_cost, measure_latency, train_macs
 from odn.narrowing import compression_summary
-from odn.network import NetworkSpec, Prefix, build_network
+from odn.network import NetworkSpec, Prefix, rebuild
 from odn.page import HEADINGS, cells, compression_sentence, render_page
 from odn.processes import training_device
 from odn.recipe import RunConfig, read_run_config
@@ -26,8 +26,7 @@ from odn.rivals import FULL, STOCK, build_rival
 from odn.runtime_rows import runtime_rows
 from odn.search import plan_depths
 from odn.stopping import confirmed, meets_target, settle_target, wilson_interval
-from odn.storage import load_network
-from odn.weights import weights_of
+from odn.storage import load_network, tensors_of
 
 SCHEMA = 1
 
@@ -168,7 +167,7 @@ def _extracted_row(
     """Describe the network before it was narrowed: that of the run, or where it is not at hand, its costs alone."""
     source = next((run / name for name in ("finetuned", "extracted") if (run / name).is_dir()), None)
     if source is None:
-        whole = build_network(spec.backbone, spec.input_shape, spec.classes, width=spec.width)
+        whole = rebuild(spec)
         return _row("extracted", whole.prefix(spec.depth), config)
     network = load_network(source)
     row = _row("extracted", network, config)
@@ -204,20 +203,21 @@ def _rival(name: str, spec: NetworkSpec) -> Prefix:
 
 def _row(name: str, network: Prefix, config: ReportConfig) -> dict[str, Any]:
     assert network.spec is not None
-    cost = measure_cost(network, network.spec.input_shape)
+    shape, dtype = network.spec.input_shape, network.spec.input_dtype
+    cost = measure_cost(network, shape, dtype)
     return {
         "name": name,
         "runtime": "torch",
         "depth": network.depth,
         "parameters": cost.parameters,
         "parameter_bytes": cost.parameter_bytes,
-        "file_bytes": len(save(weights_of(network))),
+        "file_bytes": len(save(tensors_of(network))),
         "macs": cost.macs,
         "peak_activation_bytes": cost.peak_activation_bytes,
         "valid_accuracy": None,
         "test_accuracy": None,
         "test_interval": None,
-        "latency_ms": measure_latency(network, network.spec.input_shape, config.latency_seconds)
+        "latency_ms": measure_latency(network, shape, config.latency_seconds, dtype)
         if config.latency_seconds
         else None,
     }
@@ -226,8 +226,7 @@ def _row(name: str, network: Prefix, config: ReportConfig) -> dict[str, Any]:
 def _macs_by_depth(artifact: Artifact) -> list[int]:
     spec = artifact.network.spec
     assert spec is not None
-    network = build_network(spec.backbone, spec.input_shape, spec.classes, width=spec.width, device="meta")
-    return macs_by_depth(network.prefixes(), spec.input_shape)
+    return macs_by_depth(rebuild(spec, "meta").prefixes(), spec.input_shape, spec.input_dtype)
 
 
 def _cost(artifact: Artifact, records: Sequence[EpochRecord], config: ReportConfig) -> dict[str, Any]:

@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from odn.errors import UsageError
-from odn.network import NetworkSpec, build_network
+from odn.network import NetworkSpec, build_network, rebuild
 
 FULL = "full"
 STOCK = "cifar_resnet20"
@@ -31,8 +31,7 @@ def build_rival(name: str, spec: NetworkSpec, *, seed: int = 0) -> nn.Module:
         torch.manual_seed(seed)
         if name == "mobilenet_v3_small":
             return _mobilenet(spec.input_shape[0], spec.classes).eval()
-        backbone, width = (spec.backbone, spec.width) if name == FULL else (name, 1.0)
-        network = build_network(backbone, spec.input_shape, spec.classes, width=width)
+        network = rebuild(spec) if name == FULL else build_network(name, spec.input_shape, spec.classes)
         return network.prefix(network.max_depth).eval()
 
 

@@ -20,6 +20,7 @@ from odn.config import Precision, TrainConfig
 from odn.data import Split
 from odn.distillation import Teacher
 from odn.errors import OdnError, UsageError
+from odn.layers import to_channels_last
 from odn.network import Prefix
 from odn.processes import accelerator, copy_from_first, share, total, training_device
 from odn.schedules import Schedule
@@ -161,7 +162,7 @@ class Stage:
         factor = self.rate_factor * schedule(self.step / self.steps_per_epoch)
         for group in self.optimizer.param_groups:
             group["lr"] = group["initial_lr"] * factor
-        x_BCHW = x_BCHW.contiguous(memory_format=torch.channels_last)
+        x_BCHW = to_channels_last(x_BCHW)
         if not self._tried:
             self._try_alone(x_BCHW, labels_B)
         loss = self._compute(x_BCHW, labels_B)

@@ -1,18 +1,19 @@
 """A network on disk: spec.json and weights.safetensors, sizes compared before memory is taken."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import safetensors
 import torch
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
-from torch import Tensor
+from torch import Tensor, nn
 
 from odn.errors import OdnError, UsageError
 from odn.files import new_directory, read_bytes, read_text, write_atomically
 from odn.manifest import SPEC_FILE, WEIGHTS_FILE
 from odn.network import NetworkSpec, Prefix, build_prefix
-from odn.weights import weights_of
+from odn.weights import copied, weights_of
 
 # How weights can be stored; they are computed with in fp32.
 WEIGHT_TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -45,9 +46,12 @@ def write_network(
         OdnError: when the network was built by hand and has no spec, or the directory cannot be written.
     """
     if network.spec is None:
-        raise OdnError("a network built by hand has no spec to rebuild it from; start from odn.partition(NAME, ...)")
+        raise OdnError(
+            "a network built by hand has no spec to rebuild it from, because a spec holds no code; save its weights "
+            "with safetensors.torch.save_model and keep the code, or start from odn.partition(NAME, ...)"
+        )
     write_atomically(directory / SPEC_FILE, network.spec.to_json())
-    whole = weights_of(network) if weights is None else weights
+    whole = tensors_of(network, weights)
     stored = {name: t.to(WEIGHT_TYPES[kind]) if t.is_floating_point() else t for name, t in whole.items()}
     write_atomically(directory / WEIGHTS_FILE, save_tensors(stored))
 
@@ -70,7 +74,7 @@ def load_network(directory: Path) -> Prefix:
     except UsageError as error:
         raise OdnError(f"{directory / SPEC_FILE} asks for something impossible: {error}") from error
     path = directory / WEIGHTS_FILE
-    expected = network.state_dict()
+    expected = {**network.state_dict(), **dict(network.named_buffers())}
     most_bytes = sum(t.numel() * t.element_size() for t in expected.values()) + 200 * (len(expected) + 1)
     try:
         size = path.stat().st_size if path.is_file() else 0
@@ -87,7 +91,7 @@ def load_network(directory: Path) -> Prefix:
                 f"{path} does not fit spec.json at '{name}': expected {_describe(wanted)}, found {_describe(found)}"
                 "; export the network again"
             )
-    network.load_state_dict(tensors, assign=True)
+    fill(network, tensors)
     return network
 
 
@@ -97,6 +101,36 @@ def _as_fp32(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     if len(kinds) != 1 or not kinds <= set(WEIGHT_TYPES.values()):
         return tensors
     return {name: t.float() if t.is_floating_point() else t for name, t in tensors.items()}
+
+
+def fill(prefix: Prefix, tensors: Mapping[str, Tensor]) -> None:
+    """Give a prefix without memory its tensors.
+
+    Args:
+        prefix: as built by ``build_prefix``; afterwards where the tensors are.
+        tensors: by name, as of ``tensors_of``, of the shapes that the prefix has.
+    """
+    stored = prefix.state_dict().keys()
+    prefix.load_state_dict({name: tensor for name, tensor in tensors.items() if name in stored}, assign=True)
+    for name in tensors.keys() - stored:
+        parent, _, child = name.rpartition(".")
+        setattr(prefix.get_submodule(parent), child, tensors[name])
+
+
+def tensors_of(network: nn.Module, weights: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+    """Return all that a network computes with, as contiguous CPU tensors that share no memory with it.
+
+    Args:
+        network: any module.
+        weights: those of the network where they are at hand, as from ``weights_of``.
+
+    Returns:
+        Its weights, and the buffers that its state leaves out because its constructor computes them, such as tables
+        of positions: a network built without memory does not have them.
+    """
+    weights = weights_of(network) if weights is None else weights
+    tables = {name: buffer for name, buffer in network.named_buffers() if name not in weights}
+    return {**weights, **copied(tables)}
 
 
 def _describe(tensor: Tensor | None) -> str:

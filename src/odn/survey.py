@@ -13,7 +13,7 @@ def profile_command(
     backbone: str,
     /,
     *,
-    input_shape: str = "3x32x32",
+    input_shape: str | None = None,
     classes: int = 10,
     width: float = 1.0,
     json: Switch = False,
@@ -22,22 +22,25 @@ def profile_command(
 
     Args:
         backbone: see odn backbones.
-        input_shape: channels, height and width of an image.
+        input_shape: channels, height and width of an image, or the tokens of a text [default: 3x32x32, or 128].
         classes: number of labels.
         width: factor on the channels of a backbone that scales.
         json: print a list of objects instead of the table.
     """
-    shape = _shape(input_shape)
+    shape = _shape(input_shape) if input_shape is not None else None
+    from odn.backbones import find_backbone
     from odn.display import print_rows
     from odn.measure import profile
     from odn.network import build_network
 
+    shape = shape or _usual_shape(find_backbone(backbone, width).task)
     network = build_network(backbone, shape, classes, width=width, device="meta")
-    rows = profile(network.prefixes(), shape)
+    assert network.spec is not None
+    rows = profile(network.prefixes(), shape, network.spec.input_dtype)
     if json:
         print_json(rows)
     else:
-        print_rows(f"{backbone}, {input_shape}, {classes} classes", rows)
+        print_rows(f"{backbone}, {'x'.join(map(str, shape))}, {classes} classes", rows)
     return DONE
 
 
@@ -75,7 +78,7 @@ def plan_command(
         price_per_hour: of all machines together.
         json: print a list of objects instead of the table.
     """
-    shape = _shape(input_shape)
+    shape = _image_shape(input_shape)
     from odn.config import TrainConfig
     from odn.display import print_rows
     from odn.plan import Hardware, Workload, plan
@@ -108,29 +111,26 @@ def plan_command(
     return DONE
 
 
-def backbones_command(*, json: Switch = False) -> int:
-    """List the backbones that can be named; parameters are those of the full depth for 3x32x32 and 10 classes.
+def backbones_command(
+    pattern: str = "",
+    /,
+    *,
+    library: Literal["odn", "torchvision", "timm", "transformers"] | None = None,
+    task: Literal["image-classification", "text-classification"] | None = None,
+    json: Switch = False,
+) -> int:
+    """List the backbones that can be named; blocks and parameters are those of the full depth for 10 classes.
 
     Args:
+        pattern: a part of the name, e.g. convnext.
+        library: where they come from; with timm every network that it has is listed, the tested ones with their size.
+        task: what they read.
         json: print a list of objects instead of the table.
     """
-    from odn.backbones import BACKBONES
+    from odn.catalog import list_backbones
     from odn.display import print_rows
-    from odn.network import build_network
 
-    rows = []
-    for entry in BACKBONES.values():
-        network = build_network(entry.name, (3, 32, 32), 10, device="meta")
-        parameters = sum(p.numel() for p in network.prefix(network.max_depth).parameters())
-        rows.append(
-            {
-                "name": entry.name,
-                "library": entry.library,
-                "task": entry.task,
-                "blocks": network.max_depth,
-                "parameters": parameters,
-            }
-        )
+    rows = list_backbones(pattern, library=library, task=task)
     if json:
         print_json(rows)
     else:
@@ -138,12 +138,22 @@ def backbones_command(*, json: Switch = False) -> int:
     return DONE
 
 
-def _shape(text: str) -> tuple[int, int, int]:
+def _shape(text: str) -> tuple[int, ...]:
     sides = text.lower().split("x")
-    if len(sides) != 3 or not all(s.isascii() and s.isdigit() and len(s) < 10 for s in sides):
+    if len(sides) not in (1, 3) or not all(s.isascii() and s.isdigit() and len(s) < 10 for s in sides):
+        raise UsageError(f"--input-shape is '{text}'; allowed: channels x height x width, e.g. 1x28x28, or tokens")
+    return tuple(map(int, sides))
+
+
+def _image_shape(text: str) -> tuple[int, int, int]:
+    shape = _shape(text)
+    if len(shape) != 3:
         raise UsageError(f"--input-shape is '{text}'; allowed: channels x height x width, e.g. 1x28x28")
-    channels, height, width = map(int, sides)
-    return channels, height, width
+    return shape
+
+
+def _usual_shape(task: str) -> tuple[int, ...]:
+    return (128,) if task == "text-classification" else (3, 32, 32)
 
 
 COMMANDS: dict[str, Callable[..., int]] = {

@@ -1,5 +1,7 @@
 """Weights as plain tensors, wherever a module holds them."""
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
 
@@ -11,11 +13,23 @@ def weights_of(module: nn.Module) -> dict[str, Tensor]:
         module: any module; where several processes hold a part each, all have to call this.
 
     Returns:
-        Parameters and buffers by name, whole.
+        Parameters and buffers by name, those of its state, whole.
+    """
+    return copied(module.state_dict())
+
+
+def copied(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return contiguous CPU copies of tensors.
+
+    Args:
+        tensors: by name; where several processes hold a part each, all have to call this.
+
+    Returns:
+        Whole tensors that share no memory with those.
     """
     return {
         name: whole(tensor).detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
-        for name, tensor in module.state_dict().items()
+        for name, tensor in tensors.items()
     }
 
 

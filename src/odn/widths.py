@@ -35,7 +35,7 @@ def channels_of(network: nn.Module) -> dict[str, int]:
     return found
 
 
-def narrow(network: nn.Module, channels: Mapping[str, int], input_shape: tuple[int, int, int], classes: int) -> None:
+def narrow(network: nn.Module, channels: Mapping[str, int], input_shape: tuple[int, ...], classes: int) -> None:
     """Give layers of a network fewer output channels, and let every layer read what those before it give.
 
     Args:

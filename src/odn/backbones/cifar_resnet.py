@@ -3,16 +3,19 @@
 Down-sampling shortcuts are 1x1 projections, as in the published models of 272,474 parameters for depth 20.
 """
 
+from collections import OrderedDict
 from functools import partial
 
-from torch import nn
+from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock
 
-from odn.backbones.parts import Backbone, Parts
+from odn.backbones.chain import Chain, find_chain, match_names
+from odn.backbones.cut import Pooling, cut
+from odn.backbones.parts import Backbone, Inputs, names_alone
 from odn.layers import small_image_stem
 
 
-def _build(in_channels: int, width: float, *, blocks_per_stage: int) -> Parts:
+def _make(inputs: Inputs, width: float, *, blocks_per_stage: int) -> nn.Module:
     channels = [max(1, round(base * width)) for base in (16, 32, 64)]
     blocks: list[nn.Module] = []
     previous = channels[0]
@@ -21,7 +24,8 @@ def _build(in_channels: int, width: float, *, blocks_per_stage: int) -> Parts:
             stride = 2 if stage > 0 and index == 0 else 1
             blocks.append(_block(previous, out_channels, stride))
             previous = out_channels
-    return Parts(stem=small_image_stem(in_channels, channels[0]), blocks=tuple(blocks))
+    stem = small_image_stem(inputs.shape[0], channels[0])
+    return nn.Sequential(OrderedDict(stem=stem, blocks=nn.Sequential(*blocks)))
 
 
 def _block(in_channels: int, out_channels: int, stride: int) -> BasicBlock:
@@ -38,11 +42,17 @@ def _block(in_channels: int, out_channels: int, stride: int) -> BasicBlock:
     return block
 
 
+def _find(network: nn.Module, example: Tensor) -> Chain:
+    return find_chain(network, example, names_alone(match_names(network, ["blocks.#"])))
+
+
 BACKBONES = tuple(
     Backbone(
         name=f"cifar_resnet{6 * blocks_per_stage + 2}",
         library="odn",
-        build=partial(_build, blocks_per_stage=blocks_per_stage),
+        make=partial(_make, blocks_per_stage=blocks_per_stage),
+        find=_find,
+        cut=partial(cut, pooling=Pooling()),
         scales=True,
     )
     for blocks_per_stage in (3, 5, 9, 18)

@@ -1,9 +1,35 @@
-"""What a backbone family provides."""
+"""What a backbone provides."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
-from torch import nn
+import torch
+from torch import Tensor, nn
+
+from odn.backbones.chain import Chain
+
+Task = Literal["image-classification", "text-classification"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inputs:
+    """What a network is given.
+
+    Attributes:
+        shape: of one input, without the batch: channels, height and width of an image, or the number of tokens of a
+            text.
+        vocabulary: number of different tokens; 0 for images, and for the backbone's own.
+        dtype: of images float32, of tokens int64.
+    """
+
+    shape: tuple[int, ...]
+    vocabulary: int = 0
+    dtype: torch.dtype = torch.float32
+
+    def example(self, batch: int) -> Tensor:
+        """Return a batch on the meta device."""
+        return torch.zeros(batch, *self.shape, dtype=self.dtype, device="meta")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -11,13 +37,17 @@ class Parts:
     """A backbone taken apart.
 
     Attributes:
-        stem: from the image to the first feature map.
-        blocks: the residual blocks in order; residual branches start at zero, so that a new block whose input
-            and output shapes agree does not change the function.
+        stem: from the input to the first features: patch, position and token embeddings, dropout.
+        blocks: in order, down-sampling layers with the block that needs them; their residual branches start as the
+            family starts them, at zero where it does.
+        head: makes the head for features of a shape (without the batch) and a number of classes.
+        channels_last: whether feature maps are (B, H, W, C).
     """
 
     stem: nn.Module
     blocks: tuple[nn.Module, ...]
+    head: Callable[[tuple[int, ...], int], nn.Module]
+    channels_last: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,12 +57,34 @@ class Backbone:
     Attributes:
         name: by which users call it.
         library: where its layers come from.
-        build: makes the parts for a number of image channels and a factor on the width.
+        make: makes the library's network for an input and a factor on the width, on the current device. Weights of
+            that network belong between ``make`` and ``cut``: names and shapes are still the library's.
+        find: finds, in that network made on the meta device, where it can be cut; given an example, too.
+        cut: takes the network apart there.
+        task: what it reads.
         scales: whether a width other than 1 is possible.
+        sides: the side of the images that the library makes it for, and of what number sides have to be multiples.
+        config: of an encoder that came from a directory.
     """
 
     name: str
     library: str
-    build: Callable[[int, float], Parts]
+    make: Callable[[Inputs, float], nn.Module]
+    find: Callable[[nn.Module, Tensor], Chain | None]
+    cut: Callable[[nn.Module, Chain | None], Parts]
+    task: Task = "image-classification"
     scales: bool = False
-    task: str = "image-classification"
+    sides: Callable[[], tuple[int, int]] = lambda: (224, 1)
+    config: dict[str, int | float | str | bool] | None = None
+
+
+def names_alone(names: Sequence[str]) -> list[list[str]]:
+    """Make each module a block of its own.
+
+    Args:
+        names: of modules.
+
+    Returns:
+        One list per block.
+    """
+    return [[name] for name in names]

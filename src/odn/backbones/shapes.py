@@ -1,44 +1,121 @@
-"""What a backbone's blocks give for an image: discovered by running it without memory, never tabulated."""
+"""Take a backbone apart for an input: what its blocks give is found by running it without memory, never tabulated."""
+
+import bisect
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from odn.backbones.parts import Backbone
-from odn.errors import UsageError
+from odn.backbones.chain import Chain
+from odn.backbones.cut import UpToFirstBlock, drop_parameters, idle_parameters
+from odn.backbones.parts import Backbone, Inputs, Parts
+from odn.errors import OdnError, UsageError
+
+Shape = tuple[int, ...]
 
 
-def feature_shapes(backbone: Backbone, input_shape: tuple[int, int, int], width: float) -> list[tuple[int, int, int]]:
-    """Discover what every block gives, by running the backbone on the meta device.
+def take_apart(backbone: Backbone, inputs: Inputs, width: float, device: str) -> tuple[Parts, list[Shape]]:
+    """Make a backbone for an input, and take it apart.
 
     Args:
         backbone: entry of the registry.
-        input_shape: channels, height and width of an image.
+        inputs: what it is given.
         width: factor on the backbone's channels.
+        device: ``meta`` makes the shapes alone, without memory for weights.
 
     Returns:
-        Channels, height and width after each block.
+        Its parts on that device, and the shape of what each block gives, without the batch.
+
+    Raises:
+        UsageError: when the input does not fit, or the network cannot be cut.
+    """
+    try:
+        _refuse_remainder(backbone, inputs)
+        chain, parts, shapes = _on_meta(backbone, inputs, width)
+    except OdnError as error:
+        text = str(error) if backbone.task == "text-classification" else _reason(backbone, inputs, width, error)
+        raise UsageError(text) from error
+    idle = idle_parameters(parts.stem, inputs.example(2)) if isinstance(parts.stem, UpToFirstBlock) else []
+    if device != "meta":
+        with torch.device(device):
+            parts = backbone.cut(backbone.make(inputs, width), chain)
+    drop_parameters(parts.stem, idle)
+    return parts, shapes
+
+
+def _on_meta(backbone: Backbone, inputs: Inputs, width: float) -> tuple[Chain | None, Parts, list[Shape]]:
+    with torch.device("meta"):
+        try:
+            network = backbone.make(inputs, width)
+        except (RuntimeError, AssertionError, ValueError, ZeroDivisionError) as error:
+            raise UsageError(f"'{backbone.name}' refuses the input: {' '.join(str(error).split())[:200]}") from error
+        chain = backbone.find(network, inputs.example(2))
+        parts = backbone.cut(network, chain)
+        shapes = feature_shapes(parts, inputs)
+        parts.head(shapes[-1], 1)  # which says when the network ends in a way that no head can
+        return chain, parts, shapes
+
+
+def _refuse_remainder(backbone: Backbone, inputs: Inputs) -> None:
+    # Some libraries would leave out the pixels that fill no patch, and say nothing.
+    if backbone.task == "image-classification" and any(side % backbone.sides()[1] for side in inputs.shape[1:]):
+        raise UsageError("the last pixels fill no patch")
+
+
+def feature_shapes(parts: Parts, inputs: Inputs) -> list[Shape]:
+    """Discover what every block gives, by running them on the meta device.
+
+    Args:
+        parts: on the meta device.
+        inputs: what the stem is given.
+
+    Returns:
+        The shape after each block, without the batch; of text the hidden states'.
 
     Raises:
         UsageError: when the image is so small that the first block would see a single pixel.
     """
-    with torch.device("meta"):
-        parts = backbone.build(input_shape[0], width)
-
-    def stem_shape(height: int, width: int) -> Tensor:
-        images = torch.empty(1, input_shape[0], height, width, device="meta")
-        features: Tensor = parts.stem.eval()(images)
-        return features
-
-    features = stem_shape(*input_shape[1:])
-    if min(features.shape[2:]) < 2:
-        smallest = next(side for side in range(1, 1024) if min(stem_shape(side, side).shape[2:]) >= 2)
-        raise UsageError(
-            f"images of {input_shape[1]}x{input_shape[2]} are too small for '{backbone.name}': the smallest it can "
-            f"take is {smallest}x{smallest}; resize them (--image-size for image files) or choose a backbone with a "
-            "finer stem, e.g. cifar_resnet20"
-        )
-    shapes: list[tuple[int, int, int]] = []
-    for block in parts.blocks:
-        features = block.eval()(features)
-        shapes.append(tuple(features.shape[1:]))
+    with torch.device("meta"), torch.no_grad():
+        nn.ModuleList([parts.stem, *parts.blocks]).eval()
+        features = parts.stem(inputs.example(1))
+        if isinstance(features, Tensor) and features.ndim == 4:
+            sides = features.shape[1:3] if parts.channels_last else features.shape[2:]
+            if min(sides) < 2:
+                raise UsageError("the first block would see a single pixel")
+        shapes: list[Shape] = []
+        for block in parts.blocks:
+            features = block(features)
+            shapes.append(tuple((features if isinstance(features, Tensor) else features[0]).shape[1:]))
+    nn.ModuleList([parts.stem, *parts.blocks]).train()
     return shapes
+
+
+def _reason(backbone: Backbone, inputs: Inputs, width: float, error: OdnError) -> str:
+    """Find out whether the size of the image is to blame, and what would do."""
+    channels, *sides = inputs.shape
+    native, step = backbone.sides()
+    given = "x".join(map(str, sides))
+
+    def fits(side: int) -> bool:
+        try:
+            _on_meta(backbone, Inputs(shape=(channels, side, side)), width)
+        except OdnError:
+            return False
+        return True
+
+    if not fits(native):
+        return f"'{backbone.name}' cannot be partitioned: {error}"
+    if any(side % step for side in sides):
+        near = step * max(1, round(max(sides) / step))
+        return (
+            f"images of {given} do not fit '{backbone.name}': its sides have to be multiples of {step}; resize them, "
+            f"e.g. to {near}x{near} (--image-size {near} for image files)"
+        )
+    count = bisect.bisect_left(range(native // step), True, key=lambda number: fits((number + 1) * step))
+    smallest = (count + 1) * step
+    if min(sides) < smallest:
+        return (
+            f"images of {given} are too small for '{backbone.name}': the smallest it can take is "
+            f"{smallest}x{smallest}; resize them (--image-size for image files) or choose a backbone with a finer "
+            "stem, e.g. cifar_resnet20"
+        )
+    return f"images of {given} do not fit '{backbone.name}', though {native}x{native} would: {error}"
