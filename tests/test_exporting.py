@@ -21,8 +21,8 @@ from odn.layers import Deployed
 from odn.manifest import read_manifest
 from odn.predicting import predict_files
 from odn.runner import Job, run_apart
-from odn.runtimes import RUNTIMES, Export, find_runtime
-from odn.sessions import run_all, torch_session
+from odn.runtimes import RUNTIMES, Export, find_runtime, torch_session
+from odn.sessions import run_all
 from odn.storage import load_network
 from test_artifact import change_json
 
