@@ -7,7 +7,7 @@ import contextlib
 import contextvars
 import functools
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from datetime import timedelta
 from typing import ParamSpec, TypeVar
 
@@ -46,7 +46,8 @@ def accelerator() -> Accelerator:
         cpu=not torch.accelerator.is_available(),
         kwargs_handlers=[
             InitProcessGroupKwargs(timeout=_PATIENCE),
-            DistributedDataParallelKwargs(gradient_as_bucket_view=True),
+            # Buffers are made equal once an epoch: statistics of BatchNorm are not needed before they are recomputed.
+            DistributedDataParallelKwargs(gradient_as_bucket_view=True, broadcast_buffers=False),
         ],
     )
     if found.num_processes != world_size():
@@ -139,15 +140,15 @@ def total(values: Tensor) -> Tensor:
     return summed
 
 
-def copy_from_first(module: nn.Module) -> None:
-    """Give every process the weights of the first one.
+def copy_from_first(tensors: Iterable[Tensor]) -> None:
+    """Give every process the tensors of the first one.
 
     Args:
-        module: of the same shapes in all of them.
+        tensors: of the same shapes in all of them; they are changed in place.
     """
     if share().world == 1:
         return
-    for tensor in (*module.parameters(), *module.buffers()):
+    for tensor in tensors:
         received = tensor.detach().contiguous()
         torch.distributed.broadcast(received, 0)
         tensor.detach().copy_(received)

@@ -116,7 +116,7 @@ class Stage:
         else:
             # Convolutions of small images are up to twice as fast with channels last, on CPUs as on GPUs.
             self.prefix = prefix.to(self.device).to(memory_format=torch.channels_last)
-        copy_from_first(self.prefix)
+        copy_from_first([*self.prefix.parameters(), *self.prefix.buffers()])
         self.teacher = teacher
         if teacher is not None:
             teacher.network.to(self.device).to(memory_format=torch.channels_last)
