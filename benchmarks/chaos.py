@@ -48,6 +48,9 @@ epochs = 3
 width = 0.5
 epochs = 3
 
+[export]
+to = ["onnx"]
+
 [report]
 latency_seconds = 0.05
 """
@@ -246,7 +249,7 @@ def main() -> None:
     ]
     text = (
         "Digits, a narrow `cifar_resnet20` at depths 1, 2 and 4 with cool-downs, fine-tuning, compressing to half the "
-        f"width, artifact and report; states are saved within epochs too. Every run was killed up to {KILLS_PER_RUN} "
+        f"width, artifact with an ONNX file and report; states are saved within epochs too. Every run was killed up to {KILLS_PER_RUN} "
         "times and resumed, then its "
         "report (times aside) and the checksum of its weights were compared with those of a run left alone. Kills by "
         "the step that was going on: " + ", ".join(f"{place} {count}" for place, count in places.most_common()) + "."

@@ -46,8 +46,7 @@ def accelerator() -> Accelerator:
         cpu=not torch.accelerator.is_available(),
         kwargs_handlers=[
             InitProcessGroupKwargs(timeout=_PATIENCE),
-            # Buffers are made equal once an epoch: statistics of BatchNorm are not needed before they are recomputed.
-            DistributedDataParallelKwargs(gradient_as_bucket_view=True, broadcast_buffers=False),
+            DistributedDataParallelKwargs(gradient_as_bucket_view=True),
         ],
     )
     if found.num_processes != world_size():

@@ -12,8 +12,9 @@ from typing import Literal, final
 
 import torch
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from odn.config import Precision, TrainConfig
@@ -128,10 +129,14 @@ class Stage:
         if previous is not None:
             state = previous.optimizer_state()
             self.load_optimizer_state({n: t for n, t in state.items() if not (new_head and n.startswith("head."))})
+        self.model: nn.Module
         if self.sharded:
             self.model, self._stepper = self.prefix, self.optimizer
         else:
             self.model, self._stepper = accelerator().prepare(self.prefix, self.optimizer)
+        if isinstance(self.model, DistributedDataParallel):
+            # Statistics of BatchNorm are not needed before they are recomputed; once an epoch all buffers become equal.
+            self.model.broadcast_buffers = False
         self._tried = self.share.world == 1
 
     @property
