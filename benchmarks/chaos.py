@@ -249,10 +249,11 @@ def main() -> None:
     ]
     text = (
         "Digits, a narrow `cifar_resnet20` at depths 1, 2 and 4 with cool-downs, fine-tuning, compressing to half the "
-        f"width, artifact with an ONNX file and report; states are saved within epochs too. Every run was killed up to {KILLS_PER_RUN} "
-        "times and resumed, then its "
-        "report (times aside) and the checksum of its weights were compared with those of a run left alone. Kills by "
-        "the step that was going on: " + ", ".join(f"{place} {count}" for place, count in places.most_common()) + "."
+        "width, an artifact with an ONNX file, and the report; states are saved within epochs too. Every run was "
+        f"killed up to {KILLS_PER_RUN} times and resumed, then its report (times aside) and the checksum of its "
+        "weights were compared with those of a run left alone. Kills by the step that was going on: "
+        + ", ".join(f"{place} {count}" for place, count in places.most_common())
+        + "."
     )
     rows = [{**row, "places": ", ".join(f"{place} {count}" for place, count in row["places"].items())} for row in runs]
     write_page(
