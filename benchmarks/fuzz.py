@@ -5,7 +5,9 @@ files are replaced by extreme ones. Anything but success or an ``OdnError`` is a
 hang.
 """
 
+import base64
 import contextlib
+import functools
 import hashlib
 import json
 import random
@@ -31,6 +33,7 @@ from odn.checkpoint import Checkpoints
 from odn.expansion import expand_epochs
 from odn.flags import Flags
 from odn.images import decode, image_warnings
+from odn.predicting import predict_files
 from odn.pruning import prune, sizes_of
 from odn.records import read_history
 from odn.stage import Stage
@@ -54,7 +57,7 @@ def corpus(folder: Path) -> None:
     """Make one sound file of every kind.
 
     Args:
-        folder: receives ``artifact``, ``narrow``, ``run``, ``data.npz``, ``images`` and ``recipe.toml``.
+        folder: receives ``artifact`` (ONNX too), ``narrow``, ``run``, ``data.npz``, ``images``, ``recipe.toml``.
     """
     chance = np.random.default_rng(0)
     labels = np.arange(60) % CLASSES
@@ -87,7 +90,8 @@ def corpus(folder: Path) -> None:
     small = odn.extract(network, 1).cpu()
     narrow = prune(small, dict.fromkeys(sizes_of(small), 2), data.spec.input_shape)
     save_network(narrow, folder / "narrow")
-    odn.export(narrow, folder / "artifact", data.spec)
+    config = odn.ExportConfig(to=("onnx",))
+    odn.export(narrow, folder / "artifact", data.spec, config=config, train=data.train, valid=data.valid)
 
 
 def mutate_bytes(content: bytes, chance: random.Random) -> bytes:
@@ -198,6 +202,23 @@ def attack_artifact(folder: Path, chance: random.Random) -> Callable[[], object]
     if path.name != "manifest.json" and chance.random() < 0.7:
         mend_manifest(artifact)
     return lambda: odn.load(artifact)
+
+
+def attack_onnx(folder: Path, chance: random.Random) -> Callable[[], object]:
+    """Damage an ONNX file, with checksums that fit: onnxruntime gets to see it.
+
+    Args:
+        folder: a copy of the corpus.
+        chance: the source of randomness.
+
+    Returns:
+        What ``odn predict`` does with it.
+    """
+    artifact = folder / "artifact"
+    path = artifact / "model.onnx"
+    path.write_bytes(mutate_bytes(path.read_bytes(), chance))
+    mend_manifest(artifact)
+    return lambda: list(predict_files(artifact, [folder / "images" / "a.png"], runtime="onnx", threads=1))
 
 
 def attack_network(folder: Path, chance: random.Random) -> Callable[[], object]:
@@ -327,14 +348,64 @@ def attack_recipe(folder: Path, chance: random.Random) -> Callable[[], object]:
     return lambda: Flags(config=path).settle(None)
 
 
+def attack_request(folder: Path, chance: random.Random) -> Callable[[], object]:
+    """Damage a request to ``odn serve``: its body, an image in it, or what it says of itself.
+
+    Args:
+        folder: a copy of the corpus.
+        chance: the source of randomness.
+
+    Returns:
+        What sends it, and demands an answer that is a prediction or a refusal.
+    """
+    path = chance.choice(sorted((folder / "images").iterdir()))
+    image = mutate_bytes(path.read_bytes(), chance) if chance.random() < 0.5 else path.read_bytes()
+    if chance.random() < 0.5:
+        kind, table = "application/json", {"images": [base64.b64encode(image).decode()]}
+        body = json.dumps(mutate_table(table, chance) if chance.random() < 0.5 else table, default=str).encode()
+    else:
+        kind = "multipart/form-data; boundary=b"
+        head = f'--b\r\nContent-Disposition: form-data; name="files"; filename="{path.name}"\r\n\r\n'
+        body = head.encode() + image + b"\r\n--b--\r\n"
+    if chance.random() < 0.5:
+        body = mutate_bytes(body, chance)
+    if chance.random() < 0.1:
+        kind = str(chance.choice(EXTREMES))[:100].encode("ascii", "replace").decode()
+
+    def send() -> None:
+        answer = _client(folder.parent / "sound" / "artifact").post(
+            "/predict", content=body, headers={"content-type": kind}
+        )
+        if answer.status_code >= 500 or not isinstance(answer.json(), dict):
+            raise AssertionError(f"{answer.status_code} {answer.text[:200]}")
+        if answer.status_code != 200:
+            raise odn.OdnError(answer.json()["error"]["message"])
+
+    return send
+
+
+@functools.cache
+def _client(artifact: Path) -> Any:
+    from fastapi.testclient import TestClient
+
+    from odn.guard import Limits
+    from odn.serve import build_app
+
+    client = TestClient(build_app(artifact, limits=Limits(request_bytes=100_000, pixels=10_000)))
+    client.__enter__()  # it works as long as this process does
+    return client
+
+
 ATTACKS = {
     "artifact": attack_artifact,
+    "onnx": attack_onnx,
     "network": attack_network,
     "state": attack_state,
     "history": attack_history,
     "npz": attack_archive,
     "image": attack_image,
     "recipe": attack_recipe,
+    "request": attack_request,
 }
 
 
@@ -418,7 +489,7 @@ def main() -> None:
     options = parse("fuzz", __doc__ or "")
     cells = Cells(options.out, summarise)
     keep = ROOT / "runs" / "fuzz"
-    count = 50 if options.quick else 1500
+    count = 50 if options.quick else 1200
     for kind in ATTACKS:
         cells.run({"kind": kind}, partial(assault, kind, count, keep))
     cells.save()

@@ -248,6 +248,7 @@ def test_help_names_every_command(odn):
     [
         (["run", "digits", "--target", "99.3"], 2, "target accuracy is 99.3; allowed: a fraction .* write 0.993"),
         (["run", "digits", "--backbone", "resnet19"], 2, "unknown backbone 'resnet19'; .*Did you mean 'resnet18'"),
+        (["run", "x" * 5000, "--target", "0.9"], 2, "unknown dataset 'xxx"),
         (["run", "mnits", "--target", "0.9"], 2, "unknown dataset 'mnits'; .*Did you mean 'mnist'"),
         (["run", "digits", "--targt", "0.9"], 2, "--targt"),
         (["run", "digits", "--seed", "one"], 2, "--seed"),

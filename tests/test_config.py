@@ -35,6 +35,7 @@ def test_missing_key_is_named():
 @pytest.mark.parametrize(
     ("table", "message"),
     [
+        ({"width": 10**400}, "'width' has 401 digits; allowed: a value of type float"),
         ({"seed": "one"}, "'seed' is 'one'; allowed: a value of type int"),
         ({"seed": True}, "'seed' is True; allowed: a value of type int"),
         ({"expand": 3}, "'expand' is 3; allowed: a table of settings"),

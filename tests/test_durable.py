@@ -228,7 +228,7 @@ def test_other_errors_are_not_taken_for_a_lack_of_memory(monkeypatch):
 def among_two(monkeypatch, total) -> None:
     """Let a single process believe that it is one of two."""
     monkeypatch.setattr("odn.stage.share", lambda: Share(rank=0, world=2))
-    monkeypatch.setattr("odn.stage.copy_from_first", lambda module: None)
+    monkeypatch.setattr("odn.stage.copy_from_first", lambda tensors: None)
     monkeypatch.setattr("odn.stage.total", total)
 
 

@@ -21,8 +21,8 @@ from odn.layers import Deployed
 from odn.manifest import read_manifest
 from odn.predicting import predict_files
 from odn.runner import Job, run_apart
-from odn.runtimes import RUNTIMES, Export, find_runtime
-from odn.sessions import run_all, torch_session
+from odn.runtimes import RUNTIMES, Export, find_runtime, torch_session
+from odn.sessions import run_all
 from odn.storage import load_network
 from test_artifact import change_json
 
@@ -230,6 +230,31 @@ def test_an_artifact_whose_file_was_swapped_is_refused(network, tmp_path):
     (one / "model.onnx").unlink()
     with pytest.raises(OdnError, match=r"model\.onnx is missing"):
         predict_files(one, [])
+
+
+def test_a_graph_that_breaks_while_it_runs_is_explained(tmp_path):
+    import onnx
+
+    helper = onnx.helper
+    image = helper.make_tensor_value_info("images", onnx.TensorProto.UINT8, ["batch", 1, 8, 8])
+    logits = helper.make_tensor_value_info("logits", onnx.TensorProto.UINT8, None)
+    shape = onnx.numpy_helper.from_array(np.array([7]), "shape")
+    graph = helper.make_graph(
+        [helper.make_node("Reshape", ["images", "shape"], ["logits"])], "g", [image], [logits], [shape]
+    )
+    onnx.save(
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9), tmp_path / "model.onnx"
+    )
+    run = RUNTIMES["onnx"].open(tmp_path, 1)
+    with pytest.raises(OdnError, match=r"model\.onnx cannot be run by onnxruntime \(.*Reshape.*\); export"):
+        run(np.zeros((1, 1, 8, 8), np.uint8))
+
+
+@pytest.mark.parametrize("shape", [(2, 4), (2,)])
+def test_logits_that_are_not_one_per_label_are_refused(network, tmp_path, shape):
+    manifest = read_manifest(export(network, tmp_path / "one", DATA.spec))
+    with pytest.raises(OdnError, match=rf"logits of {shape[0]}.* for 3 labels; export the network again"):
+        manifest.predictions(np.zeros(shape, np.float32))
 
 
 def test_a_manifest_that_names_an_unknown_runtime_is_refused(network, tmp_path):

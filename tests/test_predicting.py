@@ -54,6 +54,12 @@ def test_predictions_are_right_and_in_order(deployed, pictures):
     assert np.mean(["abc"[y] == p.label for (_, p), y in zip(found, labels, strict=True)]) > 0.95
 
 
+def test_predicting_leaves_the_programs_threads_alone(deployed, pictures):
+    before = torch.get_num_threads()
+    list(predict_files(deployed, sorted(pictures.rglob("*.png")), runtime="torch", threads=before + 1))
+    assert torch.get_num_threads() == before
+
+
 def test_both_ways_of_predicting_see_identical_pixels(deployed, tmp_path):
     """The decoder is one: what torch is given is what onnxruntime is given."""
     big = np.random.default_rng(0).integers(0, 256, (30, 20, 3), dtype=np.uint8)

@@ -62,7 +62,7 @@ def test_every_image_is_seen_once_by_one_of_the_processes(two):
 
 
 def test_the_processes_decide_the_same_and_end_with_the_same_weights(two):
-    for entry in ("records", "depth", "digest", "together"):
+    for entry in ("statistics", "records", "depth", "digest", "together"):
         assert two[0][entry] == two[1][entry], entry
 
 

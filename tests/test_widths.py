@@ -171,5 +171,5 @@ def test_a_missing_library_is_named_with_the_command_and_loading_needs_none(monk
     save_network(halved(fresh()), tmp_path / "small")
     monkeypatch.setitem(sys.modules, "torch_pruning", None)
     assert load_network(tmp_path / "small").spec.channels["stem.conv"] == 8
-    with pytest.raises(OdnError, match=r"needs torch_pruning, .*pip install 'optimally-deep\[prune\]'"):
+    with pytest.raises(OdnError, match=r"needs torch_pruning; .*pip install 'optimally-deep\[prune\]'"):
         halved(fresh())

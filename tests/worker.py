@@ -13,13 +13,15 @@ from conftest import tiny_data
 from odn.checkpoint import Checkpoints
 from odn.config import ExpandConfig, TrainConfig
 from odn.data import training_batches
-from odn.engine import evaluate
+from odn.engine import evaluate, finish, train_epochs
 from odn.errors import ElsewhereError
 from odn.expansion import expand_epochs
 from odn.files import write_atomically
 from odn.network import partition
 from odn.processes import agree, first_only, share, training_device, wait
+from odn.schedules import constant_after_warmup
 from odn.search import expand_result
+from odn.stage import Stage
 from odn.weights import weights_of
 
 CONFIG = ExpandConfig(target_accuracy=0.95, epochs_per_depth=5, confirmations=1, cooldown_epochs=0, depths=(1, 2))
@@ -30,6 +32,13 @@ def digest(module) -> str:
     for name, tensor in sorted(weights_of(module).items()):
         sha.update(name.encode() + tensor.numpy().tobytes())
     return sha.hexdigest()
+
+
+def statistics(data, training) -> str:
+    stage = Stage(partition("cifar_resnet20", data.spec, width=0.25).prefix(1), training, data.train)
+    schedule = constant_after_warmup(1.0)
+    finish(train_epochs(stage, data.train, data.valid, phase="expand", schedule=schedule, epochs=1, seed=0))
+    return digest(stage.prefix)
 
 
 def fails_in_the_first() -> str:
@@ -63,6 +72,7 @@ def main() -> None:
         "agreed": agree(part.rank),
         "failed": fails_in_the_first(),
         "alone": first_only(lambda: share().world)(),
+        "statistics": statistics(data, training) if options.parallel == "ddp" else "",
         "records": [],
     }
     checkpoints = Checkpoints("expand", options.run, resume=True)

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from odn.config import CompressConfig as CompressConfig
     from odn.config import DataConfig as DataConfig
     from odn.config import ExpandConfig as ExpandConfig
+    from odn.config import ExportConfig as ExportConfig
     from odn.config import FinetuneConfig as FinetuneConfig
     from odn.config import TrainConfig as TrainConfig
     from odn.data import load_data as load_data
@@ -37,6 +38,7 @@ _HOME = {
     "CompressResult": "compression",
     "DataConfig": "config",
     "ExpandConfig": "config",
+    "ExportConfig": "config",
     "FinetuneConfig": "config",
     "NetworkSpec": "network",
     "OdnError": "errors",

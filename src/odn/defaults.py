@@ -58,7 +58,7 @@ def require_dataset(dataset: str) -> None:
     Raises:
         UsageError: with the names that are known.
     """
-    if dataset not in DATASETS and not Path(dataset).exists():
+    if dataset not in DATASETS and not os.path.exists(dataset):  # noqa: PTH110 - a name may be too long for a path
         raise UsageError(
             f"unknown dataset '{dataset}'; allowed: {', '.join(DATASETS)}, or the path of a folder of images or an "
             f".npz file that exists.{did_you_mean(dataset, DATASETS)}"

@@ -15,7 +15,7 @@ from torch.optim.swa_utils import update_bn
 
 from odn.data import WHOLE, Split, derive_seed, epoch_order, plain_batches, training_batches
 from odn.layers import to_channels_last
-from odn.processes import agree, share, total
+from odn.processes import agree, copy_from_first, share, total
 from odn.records import EpochRecord, Phase
 from odn.schedules import Schedule
 from odn.stage import Stage
@@ -227,6 +227,8 @@ def _train_epoch(
     loss = float(total(loss_sum)) / stage.share.world / samples
     if not math.isfinite(loss):
         raise DivergedError(_where(stage, train, depth, epoch, done, epoch_seed))
+    for network in (stage.prefix, stage.averaged):
+        copy_from_first(network.buffers())
     recalibrated = recalibrate(stage.averaged, train, stage.config.recalibration_images, seed=seed, together=True)
     correct = evaluate(stage.averaged, valid, together=True)
     record = EpochRecord(

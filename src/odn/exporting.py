@@ -23,9 +23,9 @@ from odn.layers import Deployed
 from odn.manifest import MANIFEST_FILE, Exported, Manifest, TrainedOn, files_of, sha256, write_manifest
 from odn.network import Prefix
 from odn.runner import BATCH, Job, run_apart
-from odn.runtimes import RUNTIMES, Export, Logits, Runtime
+from odn.runtimes import RUNTIMES, Export, Logits, Runtime, torch_session
 from odn.runtimes.onnx import weight_bytes
-from odn.sessions import run_all, torch_session
+from odn.sessions import run_all
 from odn.storage import WEIGHT_TYPES, write_network
 from odn.weights import weights_of
 

@@ -109,7 +109,13 @@ class Manifest:
 
         Returns:
             One prediction per image.
+
+        Raises:
+            OdnError: when there is not one logit per label.
         """
+        if logits.ndim != 2 or logits.shape[1] != len(self.labels):
+            shape = " x ".join(map(str, logits.shape))
+            raise OdnError(f"logits of {shape} for {len(self.labels)} labels; export the network again")
         exponentials = np.exp(logits - logits.max(1, keepdims=True))
         probabilities = exponentials.max(1) / exponentials.sum(1)
         return [

@@ -7,7 +7,7 @@ import contextlib
 import contextvars
 import functools
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from datetime import timedelta
 from typing import ParamSpec, TypeVar
 
@@ -139,15 +139,15 @@ def total(values: Tensor) -> Tensor:
     return summed
 
 
-def copy_from_first(module: nn.Module) -> None:
-    """Give every process the weights of the first one.
+def copy_from_first(tensors: Iterable[Tensor]) -> None:
+    """Give every process the tensors of the first one.
 
     Args:
-        module: of the same shapes in all of them.
+        tensors: of the same shapes in all of them; they are changed in place.
     """
     if share().world == 1:
         return
-    for tensor in (*module.parameters(), *module.buffers()):
+    for tensor in tensors:
         received = tensor.detach().contiguous()
         torch.distributed.broadcast(received, 0)
         tensor.detach().copy_(received)

@@ -18,8 +18,8 @@ import numpy as np
 
 from odn.errors import OdnError
 from odn.manifest import read_manifest
-from odn.runtimes import RUNTIMES, Logits, Session
-from odn.sessions import open_session, run_all, torch_session
+from odn.runtimes import RUNTIMES, Logits, Session, torch_session
+from odn.sessions import open_session, run_all
 from odn.tables import from_table, to_table
 
 BATCH = 64
@@ -121,16 +121,14 @@ def main(arguments: Sequence[str]) -> int:
 def _session(job: Job) -> Session:
     directory = Path(job.directory)
     if job.rival:
-        import torch
-
         from odn.artifact import load
         from odn.layers import Deployed
         from odn.rivals import build_rival
 
         artifact = load(directory)
         assert artifact.network.spec is not None
-        torch.set_num_threads(job.threads)
-        return torch_session(Deployed(build_rival(job.rival, artifact.network.spec), artifact.manifest.preprocessing))
+        rival = build_rival(job.rival, artifact.network.spec)
+        return torch_session(Deployed(rival, artifact.manifest.preprocessing), job.threads)
     if job.runtime == "torch":
         return open_session(directory, read_manifest(directory), "torch", job.threads)
     # Without a manifest: the file may have been written a moment ago, and its artifact is not complete.

@@ -2,17 +2,13 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from odn.errors import UsageError, did_you_mean
 from odn.images import Pixels
 from odn.manifest import Manifest, check_files
-from odn.runtimes import RUNTIMES, Logits, Session
-
-if TYPE_CHECKING:
-    import torch
+from odn.runtimes import RUNTIMES, Logits, Session, torch_session
 
 # What files from strangers may be opened with, the first in an artifact being the default.
 USABLE = ("onnx", "int8", "torch")
@@ -64,31 +60,9 @@ def open_session(directory: Path, manifest: Manifest, runtime: str, threads: int
 
 
 def _open_torch(directory: Path, threads: int) -> Session:
-    import torch
-
     from odn.artifact import load
 
-    torch.set_num_threads(threads)
-    return torch_session(load(directory).deployed)
-
-
-def torch_session(network: "torch.nn.Module") -> Session:
-    """Run a module as other runtimes run their files.
-
-    Args:
-        network: takes uint8 images and gives logits; on the CPU, in evaluation mode.
-
-    Returns:
-        What runs decoded images.
-    """
-    import torch
-
-    def run(images: Pixels) -> Logits:
-        with torch.inference_mode():
-            logits: Logits = network(torch.from_numpy(images)).numpy()
-        return logits
-
-    return run
+    return torch_session(load(directory).deployed, threads)
 
 
 def run_all(session: Session, images: Pixels, batch: int) -> Logits:

@@ -12,8 +12,9 @@ from typing import Literal, final
 
 import torch
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from odn.config import Precision, TrainConfig
@@ -117,7 +118,7 @@ class Stage:
         else:
             # Convolutions of small images are up to twice as fast with channels last, on CPUs as on GPUs.
             self.prefix = prefix.to(self.device).to(memory_format=torch.channels_last)
-        copy_from_first(self.prefix)
+        copy_from_first([*self.prefix.parameters(), *self.prefix.buffers()])
         self.teacher = teacher
         if teacher is not None:
             teacher.network.to(self.device).to(memory_format=torch.channels_last)
@@ -129,10 +130,14 @@ class Stage:
         if previous is not None:
             state = previous.optimizer_state()
             self.load_optimizer_state({n: t for n, t in state.items() if not (new_head and n.startswith("head."))})
+        self.model: nn.Module
         if self.sharded:
             self.model, self._stepper = self.prefix, self.optimizer
         else:
             self.model, self._stepper = accelerator().prepare(self.prefix, self.optimizer)
+        if isinstance(self.model, DistributedDataParallel):
+            # Statistics of BatchNorm are not needed before they are recomputed; once an epoch all buffers become equal.
+            self.model.broadcast_buffers = False
         self._tried = self.share.world == 1
 
     @property

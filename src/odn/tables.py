@@ -67,7 +67,10 @@ def _value(kind: Any, value: Any, where: str) -> Any:
     if kind is Any:
         return value
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+        try:
+            return float(value)
+        except OverflowError as error:
+            raise UsageError(f"'{where}' has {len(str(value))} digits; allowed: a value of type float") from error
     plain = typing.get_origin(kind) or kind
     if not isinstance(value, plain) or (plain is int and isinstance(value, bool)):
         raise UsageError(f"'{where}' is {value!r}; allowed: a value of type {plain.__name__}")

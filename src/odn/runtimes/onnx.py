@@ -127,18 +127,26 @@ def open_file(path: Path, threads: int) -> Session:
     ort = require_extra("onnxruntime", "onnx", f"running {path.name}")
     options = ort.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
-    options.log_severity_level = 3
+    options.log_severity_level = 4
     try:
-        session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        # Its fallback would try the same provider once more, and say so on stdout.
+        session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"], enable_fallback=0)
     except Exception as error:  # onnxruntime's errors have no common class
-        reason = str(error).splitlines()[0][:200]
-        raise OdnError(f"{path} cannot be run by onnxruntime ({reason}); export the network again") from error
+        raise OdnError(_refusal(path, error)) from error
 
     def run(images: Pixels) -> Logits:
-        logits: Logits = session.run(["logits"], {"images": images})[0]
+        try:
+            logits: Logits = session.run(["logits"], {"images": images})[0]
+        except Exception as error:
+            raise OdnError(_refusal(path, error)) from error
         return logits.astype(np.float32, copy=False)
 
     return run
+
+
+def _refusal(path: Path, error: Exception) -> str:
+    reason = str(error).splitlines()[0][:200]
+    return f"{path} cannot be run by onnxruntime ({reason}); export the network again"
 
 
 RUNTIME = Runtime(

@@ -94,3 +94,30 @@ def cannot_express(runtime: str, error: Exception) -> CannotExpress:
         return CannotExpress(f"{runtime} cannot express the operator {operators[0]}")
     last = next((line for text in reversed(texts) for line in text.splitlines() if line.strip()), type(error).__name__)
     return CannotExpress(f"{runtime} cannot express this network: {last.strip()[:200]}")
+
+
+def torch_session(network: "nn.Module", threads: int | None = None) -> Session:
+    """Run a module as other runtimes run their files.
+
+    Args:
+        network: takes uint8 images and gives logits; on the CPU, in evaluation mode.
+        threads: to compute with; None leaves that to the program. The program's own number is restored after each run.
+
+    Returns:
+        What runs decoded images.
+    """
+    import torch
+
+    def run(images: Pixels) -> Logits:
+        before = torch.get_num_threads()
+        if threads not in (None, before):
+            torch.set_num_threads(threads)
+        try:
+            with torch.inference_mode():
+                logits: Logits = network(torch.from_numpy(images)).numpy()
+        finally:
+            if threads not in (None, before):
+                torch.set_num_threads(before)
+        return logits.astype(np.float32, copy=False)
+
+    return run

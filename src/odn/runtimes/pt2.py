@@ -5,11 +5,8 @@ import re
 import zipfile
 from pathlib import Path
 
-import numpy as np
-
 from odn.errors import OdnError
-from odn.images import Pixels
-from odn.runtimes.parts import EXPORT_BATCH, Export, Logits, Runtime, Session, cannot_express
+from odn.runtimes.parts import EXPORT_BATCH, Export, Runtime, Session, cannot_express, torch_session
 
 _FILE = "model.pt2"
 # Everything else that such an archive can hold may run code when it is loaded.
@@ -45,15 +42,7 @@ def _open(directory: Path, threads: int) -> Session:
         raise OdnError(f"{path} holds '{odd[0]}', which may run code; export the network again")
     import torch
 
-    torch.set_num_threads(threads)
-    network = torch.export.load(path).module()
-
-    def run(images: Pixels) -> Logits:
-        with torch.inference_mode():
-            logits: Logits = network(torch.from_numpy(images)).numpy().astype(np.float32, copy=False)
-        return logits
-
-    return run
+    return torch_session(torch.export.load(path).module(), threads)
 
 
 RUNTIME = Runtime(name="pt2", engine="torch.export", files=(_FILE,), extra=None, needs=(), write=_write, open=_open)
