@@ -19,12 +19,13 @@ from torchvision.models import resnet18, resnet34, resnet50
 
 import odn.network
 from conftest import tiny_data
-from odn.artifact import export, load
+from odn.artifact import load
 from odn.backbones import BACKBONES, Inputs, find_backbone
 from odn.catalog import list_backbones
 from odn.config import ExpandConfig, TrainConfig
 from odn.errors import OdnError, UsageError
 from odn.expansion import expand
+from odn.exporting import export
 from odn.extraction import extract
 from odn.measure import measure_cost
 from odn.network import NetworkSpec, PartitionedNetwork, build_network, build_prefix, partition, rebuild
