@@ -162,6 +162,7 @@ def test_flags_go_before_the_recipe_and_the_recipe_before_the_defaults(odn, tmp_
 @pytest.mark.parametrize(
     ("text", "message"),
     [
+        ('dataset = "\\u0000"', "unknown dataset '\0'; allowed: digits, .*"),
         ("dataset = 3", "'dataset' is 3 in .*; allowed: a name or a path"),
         ("data = 3", "'data' is 3; allowed: a table of settings"),
         ("expand = 3", "'expand' is 3; allowed: a table of settings"),
