@@ -162,7 +162,6 @@ def test_flags_go_before_the_recipe_and_the_recipe_before_the_defaults(odn, tmp_
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ('dataset = "\\u0000"', "unknown dataset '\0'; allowed: digits, .*"),
         ("dataset = 3", "'dataset' is 3 in .*; allowed: a name or a path"),
         ("data = 3", "'data' is 3; allowed: a table of settings"),
         ("expand = 3", "'expand' is 3; allowed: a table of settings"),
@@ -176,6 +175,14 @@ def test_wrong_recipes_get_one_line(refused, tmp_path, text, message):
     err = refused("run", "--config", tmp_path / "recipe.toml", "--run", tmp_path / "run", code=2)
     assert re.search(message, err), err
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("name", ["\\u0000", "x" * 5000])
+def test_a_name_that_no_path_can_have_gives_no_run_directory(refused, tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "recipe.toml").write_text(f'dataset = "{name}"')
+    assert "unknown dataset" in refused("run", "--config", "recipe.toml", code=2)
+    assert [path.name for path in tmp_path.iterdir()] == ["recipe.toml"]
 
 
 # what can be looked up ---------------------------------------------------------------------------------------------
