@@ -177,6 +177,14 @@ def test_wrong_recipes_get_one_line(refused, tmp_path, text, message):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("name", ["\\u0000", "x" * 5000])
+def test_a_name_that_no_path_can_have_gives_no_run_directory(refused, tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "recipe.toml").write_text(f'dataset = "{name}"')
+    assert "unknown dataset" in refused("run", "--config", "recipe.toml", code=2)
+    assert [path.name for path in tmp_path.iterdir()] == ["recipe.toml"]
+
+
 # what can be looked up ---------------------------------------------------------------------------------------------
 
 

@@ -92,7 +92,7 @@ class Flags:
             UsageError: when they do not fit together.
         """
         from odn.config import check_target
-        from odn.defaults import complete
+        from odn.defaults import complete, require_dataset
         from odn.recipe import read_run_config
         from odn.tables import read_toml, to_table
 
@@ -102,6 +102,8 @@ class Flags:
         dataset = dataset or recipe.get("dataset")
         if dataset is not None and not isinstance(dataset, str):
             raise UsageError(f"'dataset' is {dataset!r} in {self.config}; allowed: a name or a path")
+        if dataset is not None:
+            require_dataset(dataset)
         run = self._directory(dataset)
         if self.resume:
             recipe = _merged(to_table(read_run_config(run / "config.toml")), recipe)
