@@ -1,22 +1,35 @@
+import dataclasses
 import sys
 
 import pytest
 import torch
 from torch import nn
 
-from odn.backbones import BACKBONES
 from odn.config import CompressConfig
 from odn.errors import OdnError, UsageError
 from odn.extraction import extract
 from odn.layers import Head
 from odn.narrowing import narrowed_sizes
 from odn.network import NetworkSpec, PartitionedNetwork, build_network, build_prefix
-from odn.pruning import cost_at, find_width, prune, sizes_of
+from odn.pruning import check_request, cost_at, find_width, prune, sizes_of
 from odn.storage import load_network, save_network
 from odn.widths import channels_of, narrow
-from test_backbones import CASES, CLASSES, SHAPE
 
 SPEC = NetworkSpec(backbone="cifar_resnet20", input_shape=(1, 8, 8), classes=3, depth=2)
+SHAPE, LARGE, CLASSES = (3, 32, 32), (3, 64, 64), 7
+# A deep and a shallow one of every family and style that can be narrowed, with the image they are made for here.
+BACKBONES = {
+    "cifar_resnet20": SHAPE,
+    "cifar_resnet56": SHAPE,
+    "resnet18": SHAPE,
+    "resnet18_small": SHAPE,
+    "resnet50": SHAPE,
+    "wide_resnet50_2": LARGE,
+    "vgg11_bn": LARGE,
+    "mobilenet_v2": LARGE,
+    "mobilenet_v3_small": LARGE,
+    "efficientnet_b0": LARGE,
+}
 HALF = CompressConfig(width=0.5)
 
 
@@ -29,9 +42,15 @@ def halved(network, shape=SHAPE):
     return prune(network, narrowed_sizes(sizes_of(network), 0.5, 4), shape)
 
 
-@pytest.mark.parametrize(("name", "depth"), CASES)
-def test_every_backbone_can_be_narrowed_at_every_depth(name, depth):
-    whole = build_prefix(NetworkSpec(backbone=name, input_shape=SHAPE, classes=CLASSES, depth=depth))
+@pytest.mark.parametrize("name", BACKBONES)
+def test_every_convolutional_family_can_be_narrowed_at_every_depth(name):
+    network = build_network(name, BACKBONES[name], CLASSES, device="meta")
+    for depth in sorted({1, 2, network.max_depth // 2 + 1, network.max_depth}):
+        check_narrowing(dataclasses.replace(network.spec, depth=depth))
+
+
+def check_narrowing(spec):
+    whole = build_prefix(spec)
     channels = narrowed_sizes(sizes_of(whole), 0.5, 4)
     small = build_prefix(NetworkSpec(**{**vars(whole.spec), "channels": channels}))
     assert channels_of(small) == {**channels, "head.linear": CLASSES}
@@ -42,19 +61,29 @@ def test_every_backbone_can_be_narrowed_at_every_depth(name, depth):
 
 @pytest.mark.parametrize("name", BACKBONES)
 def test_what_is_cut_is_rebuilt_from_json_bit_for_bit_and_the_original_stays(name, tmp_path):
-    depth = 5 if "resnet1" not in name else 3
-    network = fresh(name, depth)
+    shape = BACKBONES[name]
+    network = fresh(name, 3, shape)
     before = {key: tensor.clone() for key, tensor in network.state_dict().items()}
-    small = halved(network)
+    small = halved(network, shape)
     save_network(small, tmp_path / "small")
     loaded = load_network(tmp_path / "small")
-    x = torch.randn(2, *SHAPE)
+    x = torch.randn(2, *shape)
     with torch.no_grad():
         assert torch.equal(loaded.eval()(x), small.eval()(x))
         assert small(x).shape == (2, CLASSES)
     assert loaded.spec == small.spec
     assert all(torch.equal(tensor, before[key]) for key, tensor in network.state_dict().items())
     assert network.spec.channels == {}
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [("vit_b_32", "do not fit each other"), ("convnext_tiny", "normalized_shape"), ("resnext50_32x4d", "out of DATA")],
+)
+def test_what_cannot_be_narrowed_is_refused_before_it_is_trained(name, reason):
+    for config in (HALF, CompressConfig(auto=True, step=0.5)):
+        with pytest.raises(OdnError, match=rf"{name} cannot be narrowed \(.*{reason}.*\); leave --compress out"):
+            check_request(fresh(name, 2, LARGE), config, LARGE)
 
 
 def test_cutting_what_is_narrow_already_goes_on_from_there():

@@ -105,7 +105,7 @@ def find_width(network: Prefix, config: CompressConfig, input_shape: tuple[int, 
 
 
 def check_request(network: Prefix, config: CompressConfig, input_shape: tuple[int, ...]) -> None:
-    """Refuse what cannot be done before time is spent on it.
+    """Refuse what cannot be done before time is spent on it, by doing it with the weights as they are.
 
     Args:
         network: what is to be narrowed, or the shallowest that it may be.
@@ -113,8 +113,8 @@ def check_request(network: Prefix, config: CompressConfig, input_shape: tuple[in
         input_shape: channels, height and width of an image.
     """
     require_pruning()
-    if not config.auto:
-        find_width(network, config, input_shape)
+    width = config.step if config.auto else find_width(network, config, input_shape)
+    prune(network, narrowed_sizes(sizes_of(network), width, config.channel_multiple), input_shape)
 
 
 def prune(network: Prefix, channels: Mapping[str, int], input_shape: tuple[int, ...]) -> Prefix:
@@ -135,9 +135,23 @@ def prune(network: Prefix, channels: Mapping[str, int], input_shape: tuple[int, 
     """
     tp = require_pruning()
     small = copy.deepcopy(network).cpu().eval()
+    try:
+        _cut(small, channels, input_shape, tp)
+        small.train(network.training)
+        if network.spec is not None:
+            small.spec = _spec_of(small)
+    except (RuntimeError, ValueError, IndexError, KeyError, AttributeError, AssertionError, UsageError) as error:
+        # What torch-pruning raises where it does not understand a layer has no common class.
+        name = network.spec.backbone if network.spec is not None else "this network"
+        reason = " ".join(str(error).split())[:200]
+        raise OdnError(f"{name} cannot be narrowed ({reason}); leave --compress out, or choose another") from error
+    return small
+
+
+def _cut(small: Prefix, channels: Mapping[str, int], input_shape: tuple[int, ...], tp: Any) -> None:
     modules = dict(small.named_modules())
     names = {module: name for name, module in modules.items()}
-    graph = tp.DependencyGraph().build_dependency(small, torch.zeros(1, *input_shape))
+    graph = tp.DependencyGraph().build_dependency(small, torch.zeros(1, *input_shape), verbose=False)
     groups = graph.get_all_groups(
         ignored_layers=[modules[[*channels_of(small)][-1]]], root_module_types=[nn.Conv2d, nn.Linear]
     )
@@ -151,10 +165,6 @@ def prune(network: Prefix, channels: Mapping[str, int], input_shape: tuple[int, 
     for module, function, indices in cuts:
         if indices:
             graph.get_pruning_group(module, function, indices).prune()
-    small.train(network.training)
-    if network.spec is not None:
-        small.spec = _spec_of(small)
-    return small
 
 
 def _spec_of(small: Prefix) -> Any:
@@ -165,8 +175,5 @@ def _spec_of(small: Prefix) -> Any:
     rebuilt = {name: tensor.shape for name, tensor in build_prefix(spec).state_dict().items()}
     for name, tensor in small.state_dict().items():
         if tensor.shape != rebuilt[name]:
-            raise OdnError(
-                f"backbone '{spec.backbone}' cannot be narrowed: at '{name}' {tuple(tensor.shape)} was left where the "
-                f"spec gives {tuple(rebuilt[name])}; leave --compress out"
-            )
+            raise ValueError(f"at '{name}' {tuple(tensor.shape)} was left where the spec gives {tuple(rebuilt[name])}")
     return spec

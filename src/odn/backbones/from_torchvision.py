@@ -8,7 +8,6 @@ import math
 from functools import partial
 
 import torch
-from accelerate import init_empty_weights
 from torch import Tensor, nn
 from torchvision.models import get_model
 
@@ -64,6 +63,8 @@ def _make(inputs: Inputs, width: float, *, name: str, family: str, small: bool) 
         settings["image_size"] = height
     network: nn.Module
     if family == "regnet" and torch.get_default_device().type == "meta":
+        from accelerate import init_empty_weights  # here, because loading an artifact does without it
+
         # RegNet computes its widths with tensors, which need values.
         with torch.device("cpu"), init_empty_weights(include_buffers=False):
             network = get_model(name, weights=None, **settings).to("meta")
