@@ -10,8 +10,9 @@ import torch
 from torch import nn
 
 import odn
-from odn.data import DataSpec, Preprocessing, TensorSplit
+from odn.data import DataSpec, TensorSplit
 from odn.engine import evaluate
+from odn.images import Preprocessing
 
 WAVES, LENGTH, CHANNELS = ("sine", "square", "triangle", "sawtooth"), 64, 2
 TARGET = 0.95
