@@ -9,6 +9,7 @@ import stat
 import subprocess
 import sys
 import tomllib
+from functools import partial
 
 import numpy as np
 import pytest
@@ -397,7 +398,10 @@ def test_without_a_target_the_knee_is_found(odn, npz, tmp_path, recipe):
 def test_ctrl_c_leaves_a_run_that_resume_continues(odn, npz, tmp_path, recipe):
     common = [str(a) for a in ("run", npz, "--target", 0.995, "--config", recipe, *FAST, "--run", tmp_path / "run")]
     seen = []
-    with subprocess.Popen([sys.executable, "-m", "odn", *common], stderr=subprocess.PIPE, text=True) as process:
+    # What a shell starts in the background ignores Ctrl-C, and so would what the tests start there.
+    heed = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    command = [sys.executable, "-m", "odn", *common]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, preexec_fn=heed) as process:
         for line in process.stderr:
             seen.append(line)
             if "epoch 3/" in line:
