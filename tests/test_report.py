@@ -115,6 +115,12 @@ def page(records_, **changes) -> str:
 RECORDS = [*records([800, 850]), *records([900, 910], depth=2)]
 
 
+def test_the_page_speaks_of_compressing_only_where_something_was_compressed():
+    text = page(RECORDS)
+    assert "of fine-tuning. " in text
+    assert "of compressing" not in text
+
+
 def test_the_page_is_self_contained_and_draws_both_charts():
     text = page(RECORDS)
     tags = Page(text).tags

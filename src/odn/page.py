@@ -179,9 +179,9 @@ def _cost_sentence(cost: dict[str, Any]) -> str:
         return "Training was not recorded."
     ratio = cost["train_macs"] / cost["full_depth_train_macs"]
     epochs = ", ".join(f"{n} at depth {depth}" for depth, n in cost["epochs_by_depth"].items())
+    compressing = f", {cost['compress_epochs']} of compressing" if cost["compress_epochs"] else ""
     return (
-        f"Epochs: {epochs}; {cost['finetune_epochs']} of fine-tuning, "
-        f"{cost['compress_epochs']} of compressing. {cost['train_macs']:.3e} MACs in "
+        f"Epochs: {epochs}; {cost['finetune_epochs']} of fine-tuning{compressing}. {cost['train_macs']:.3e} MACs in "
         f"{cost['seconds']:,.0f} seconds: {ratio:.2f} times a training of the full depth for "
         f"{cost['reference_epochs']} epochs."
     )
