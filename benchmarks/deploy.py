@@ -143,7 +143,7 @@ def measure(dataset: str, flags: list[str], seed: int, data_dir: Path, run: Path
         "fp32_test": rows["onnx"]["test_accuracy"],
         "int8_test": int8.get("test_accuracy"),
         "int8_kept": exports["int8"]["kept"],
-        "int8_valid_drop": exports["int8"]["valid_accuracy_drop"],
+        "int8_valid_drop": exports["int8"]["valid_score_drop"],
         "parity": exports["onnx"]["max_difference"],
         "fp32_ms": p50("artifact"),
         "int8_ms": p50("artifact", "int8"),

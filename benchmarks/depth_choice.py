@@ -129,7 +129,7 @@ def row_of(network: torch.nn.Module, data: Data, backbone: str, valid: float, re
     macs = macs_of(backbone, data.spec.input_shape, len(data.spec.classes))
     return {
         "valid": valid,
-        "test": evaluate(network, data.test) / len(data.test),
+        "test": evaluate(network, data.test).value,
         "train_macs": train_macs(records, macs),
         "seconds": round(sum(record.seconds for record in records), 1),
         "threads": torch.get_num_threads(),
@@ -169,7 +169,7 @@ def scratch(data: Data, backbone: str, depth: int, seed: int, epochs: int) -> Ro
     network = odn.extract(odn.partition(backbone, data.spec, seed=seed), depth)
     config = odn.FinetuneConfig(epochs=epochs)
     records, result = finished(finetune_epochs(network, data.train, data.valid, config=config, seed=seed))
-    return row_of(network, data, backbone, result.valid_accuracy, records)
+    return row_of(network, data, backbone, result.valid_score, records)
 
 
 def search(data: Data, backbone: str, target: float, seed: int) -> Row:
@@ -194,7 +194,7 @@ def search(data: Data, backbone: str, target: float, seed: int) -> Row:
         "depth": chosen.depth,
         "reached": chosen.reached,
         "path": " ".join(f"{phase[0]}{depth}:{epochs}" for (phase, depth), epochs in path) + f" f:{len(tuned)}",
-        **row_of(small, data, backbone, result.valid_accuracy, [*grown, *tuned]),
+        **row_of(small, data, backbone, result.valid_score, [*grown, *tuned]),
     }
 
 

@@ -88,11 +88,11 @@ def main(seed=0):
     small = odn.extract(network, result.depth)
     tuned = odn.finetune(small, train, valid, config=odn.FinetuneConfig(epochs=4))
 
-    correct = evaluate(small, test) / len(test)
+    correct = evaluate(small, test).value
     kept, full = (sum(p.numel() for p in n.parameters()) for n in (small, network.prefix(network.max_depth)))
     print(
         f"kept depth {result.depth} of {network.max_depth}: {kept:,} of {full:,} parameters, "
-        f"validation {tuned.valid_accuracy:.4f}, test {correct:.4f}"
+        f"validation {tuned.valid_score:.4f}, test {correct:.4f}"
     )
     return result, correct
 

@@ -69,7 +69,7 @@ def test_the_line_with_compress_reports_and_deploys_the_narrow_network(odn, comm
                 "width": 0.5,
                 "parameters": pruned["parameters"],
                 "macs": pruned["macs"],
-                "valid_accuracy": pruned["valid_accuracy"],
+                "valid_score": pruned["valid_score"],
                 "held": report["reached"],
             }
         ],

@@ -9,8 +9,8 @@ from PIL import Image
 from conftest import stripes
 from odn.config import AugmentConfig, DataConfig
 from odn.data import FileSplit, derive_seed, load_data, plain_batches, training_batches
-from odn.data.loading import stratified_subset
-from odn.data.sources import read_npz
+from odn.data.dividing import stratified_subset
+from odn.data.npz import read_npz
 from odn.data.splits import TensorSplit
 from odn.errors import OdnError, UsageError
 
@@ -154,7 +154,7 @@ NAN[7, 0, 0] = np.nan
         ({"x_train": X[:0], "y_train": Y[:0]}, "x_train has no images; add some"),
         ({"x_train": X, "y_train": Y, "x_test": X[:0], "y_test": Y[:0]}, "x_test has no images; add some or leave it"),
         ({"x_train": X}, "holds x_train; allowed: x_train and y_train"),
-        ({"x_train": X, "y_train": Y[:-1]}, r"y_train is int64 of shape \(59,\); allowed: one integer or string"),
+        ({"x_train": X, "y_train": Y[:-1]}, r"y_train is int64 of shape \(59,\); allowed: one entry per image, 60"),
         ({"x_train": X, "y_train": Y.astype(np.float32)}, "y_train is float32"),
         ({"x_train": X, "y_train": Y[:, None]}, r"y_train is int64 of shape \(60, 1\)"),
         ({"x_train": X.astype(np.int32), "y_train": Y}, "x_train is int32; allowed: uint8, or floats in"),
@@ -166,7 +166,10 @@ NAN[7, 0, 0] = np.nan
         ({"x_train": X[:2], "y_train": Y[:2]}, "has 1 training images; 3 or more"),
         ({"x_train": X, "y_train": Y, "x_test": X}, "holds only one of x_test and y_test"),
         ({"x_train": X, "y_train": Y, "x_test": X[:, :4], "y_test": Y}, "x_test has images of shape"),
-        ({"x_train": X, "y_train": Y, "x_test": X, "y_test": Y + 1}, "y_test has the label 3, which y_train does not"),
+        (
+            {"x_train": X, "y_train": Y, "x_test": X, "y_test": Y + 1},
+            "y_test has the label '3', which is not one of",
+        ),
         ({"x_train": X, "y_train": np.array([object()] * 60)}, "without pickled objects"),
     ],
 )

@@ -36,7 +36,7 @@ def test_the_shallowest_depth_that_holds_the_target_is_kept():
     grown = network()
     result = expand(grown, DATA.train, DATA.valid, target_accuracy=0.9, training=FAST)
     assert (result.depth, result.reached) == (1, True)
-    assert result.valid_accuracy >= 0.9
+    assert result.valid_score >= 0.9
     assert result.records[-1].stop == StopReason.TARGET_REACHED
     assert [record.stop for record in result.records[:-1]] == [None] * (len(result.records) - 1)
 
@@ -46,15 +46,15 @@ def test_the_chosen_prefix_holds_the_weights_that_were_judged():
 
     grown = network()
     result = expand(grown, DATA.train, DATA.valid, target_accuracy=0.9, training=TRAINING)
-    assert evaluate(grown.prefix(result.depth), DATA.valid) / len(DATA.valid) == result.valid_accuracy
+    assert evaluate(grown.prefix(result.depth), DATA.valid).value == result.valid_score
 
 
 def test_missing_the_target_is_a_result_with_the_best_depth():
     result = expand(network(), DATA.train, DATA.valid, config=UNREACHABLE, training=TRAINING)
     assert not result.reached
     assert {record.depth for record in result.records} == {1, 2, 4, 8, 9}
-    best = max(record.valid_correct for record in result.records)
-    assert result.depth == min(r.depth for r in result.records if r.valid_correct == best)
+    best = max(record.valid_score for record in result.records)
+    assert result.depth == min(r.depth for r in result.records if r.valid_score == best)
     assert all(len([r for r in result.records if r.depth == depth]) <= 3 for depth in range(1, 10))
 
 
@@ -64,9 +64,9 @@ def test_of_a_depth_the_best_epoch_is_kept_not_the_last():
     config = dataclasses.replace(UNREACHABLE, depths=(1,), epochs_per_depth=6, patience=6)
     grown = network()
     result = expand(grown, DATA.train, DATA.valid, config=config, training=TRAINING)
-    correct = [record.valid_correct for record in result.records]
+    correct = [record.valid_score for record in result.records]
     assert max(correct) > correct[-1]
-    assert evaluate(grown.prefix(1), DATA.valid) == max(correct)
+    assert evaluate(grown.prefix(1), DATA.valid).value == max(correct)
 
 
 def test_only_planned_depths_are_tried():
@@ -144,8 +144,8 @@ def test_without_a_target_the_shallowest_depth_near_the_best_is_kept():
     config = ExpandConfig(epochs_per_depth=8, lookback_epochs=3)
     result = expand(network(), DATA.train, DATA.valid, config=config, training=FAST)
     assert result.reached
-    assert result.target_accuracy == pytest.approx(max(r.valid_accuracy for r in result.records) - 0.002)
-    assert result.valid_accuracy >= result.target_accuracy
+    assert result.target_accuracy == pytest.approx(max(r.valid_score for r in result.records) - 0.002)
+    assert result.valid_score >= result.target_accuracy
 
 
 @pytest.mark.parametrize("target", [0.0, 99.0])
@@ -226,10 +226,10 @@ def test_finetuning_never_ends_below_its_start():
     result = expand(grown, DATA.train, DATA.valid, target_accuracy=0.8, training=TRAINING)
     small = extract(grown, result.depth)
     outcome = finetune(small, DATA.train, DATA.valid, config=FinetuneConfig(epochs=4), training=TRAINING)
-    assert outcome.valid_accuracy >= outcome.valid_accuracy_before == result.valid_accuracy
+    assert outcome.valid_score >= outcome.valid_score_before == result.valid_score
     from odn.engine import evaluate
 
-    assert evaluate(small, DATA.valid) / len(DATA.valid) == outcome.valid_accuracy
+    assert evaluate(small, DATA.valid).value == outcome.valid_score
 
 
 def test_finetuning_that_only_harms_leaves_the_network_as_it_came():
@@ -239,7 +239,7 @@ def test_finetuning_that_only_harms_leaves_the_network_as_it_came():
     before = state(small)
     ruinous = dataclasses.replace(TRAINING, learning_rate=50.0)
     outcome = finetune(small, DATA.train, DATA.valid, config=FinetuneConfig(epochs=1), training=ruinous)
-    assert outcome.valid_accuracy == outcome.valid_accuracy_before
+    assert outcome.valid_score == outcome.valid_score_before
     assert same(before, state(small))
 
 

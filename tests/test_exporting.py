@@ -40,8 +40,8 @@ def test_files_are_kept_with_what_the_comparison_found(deployed):
     assert (onnx.runtime, int8.runtime, onnx.kept, int8.kept) == ("onnx", "int8", True, True)
     assert onnx.max_difference <= 1e-4
     assert onnx.agreement == 1.0
-    assert onnx.valid_accuracy > 0.9
-    assert int8.valid_accuracy_drop <= 0.002
+    assert onnx.valid_score > 0.9
+    assert int8.valid_score_drop <= 0.002
     assert int8.max_difference > 1e-4
     assert manifest.runtimes == ("torch", "onnx", "int8")
     assert set(manifest.files) == {"spec.json", "weights.safetensors", "model.onnx", "model.int8.onnx"}

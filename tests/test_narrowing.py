@@ -55,8 +55,8 @@ def records(width: float, correct: list[int], parameters: int = 10) -> list[Epoc
     shape = Narrowed(width=width, parameters=parameters, macs=5, teacher_macs=20)
     return [
         EpochRecord(
-            phase="compress", depth=1, epoch=epoch, cap=3, learning_rate=0.1, train_loss=0.1, valid_correct=count,
-            valid_count=100, train_samples=10, evaluated_samples=10, seconds=1.0, narrowed=shape,
+            phase="compress", depth=1, epoch=epoch, cap=3, learning_rate=0.1, train_loss=0.1, valid_score=count / 100,
+            valid_error=0.01, valid_count=100, train_samples=10, evaluated_samples=10, seconds=1.0, narrowed=shape,
         )
         for epoch, count in enumerate(correct, 1)
     ]  # fmt: skip
@@ -99,7 +99,7 @@ def test_the_summary_tells_every_width_tried_and_the_one_kept():
     summary = compression_summary(history, AUTO, GOAL)
     assert summary["bound"] == "auto"
     assert summary["width"] == 0.75
-    assert [(s["width"], s["parameters"], s["valid_accuracy"], s["held"]) for s in summary["tried"]] == [
+    assert [(s["width"], s["parameters"], s["valid_score"], s["held"]) for s in summary["tried"]] == [
         (0.75, 70, 0.92, True),
         (0.5, 30, 0.91, False),
     ]

@@ -14,7 +14,7 @@ from test_stopping import records
 
 NETWORK_KEYS = {
     "name", "runtime", "depth", "parameters", "parameter_bytes", "file_bytes", "macs", "peak_activation_bytes",
-    "valid_accuracy", "test_accuracy", "test_interval", "latency_ms",
+    "valid_accuracy", "valid_score", "test_accuracy", "test_score", "test_interval", "latency_ms",
 }  # fmt: skip
 
 
@@ -89,7 +89,8 @@ class Page(HTMLParser):
 
 NETWORK = {
     "name": "full", "runtime": "torch", "depth": 3, "parameters": 100, "parameter_bytes": 400, "file_bytes": 500,
-    "macs": 1000, "peak_activation_bytes": 2000, "valid_accuracy": None, "test_accuracy": None,
+    "macs": 1000, "peak_activation_bytes": 2000, "valid_accuracy": None, "valid_score": None,
+    "test_accuracy": None, "test_score": None,
     "test_interval": None, "latency_ms": None,
 }  # fmt: skip
 
@@ -98,6 +99,7 @@ def page(records_, **changes) -> str:
     figures = {
         "schema": 1,
         "dataset": {"name": "toy", "train": 10, "valid": 5, "test": 5, "classes": 2, "input_shape": [1, 8, 8]},
+        "task": "classification", "metric": "accuracy", "classes": [],
         "backbone": "resnet18", "seed": 0, "target_accuracy": 0.9,
         "target_automatic": False, "reached": True, "depth": 2, "max_depth": 3,
         "networks": [NETWORK, {**NETWORK, "name": "extracted", "parameters": 40}],

@@ -87,7 +87,7 @@ def test_with_an_automatic_target_the_search_looks_back_from_what_came_close_eno
 def test_a_missed_target_gives_the_best_depth_and_the_shallowest_of_equals():
     history = [ended("expand", 1, PLATEAU, 900), ended("expand", 2, PLATEAU, 910), ended("expand", 3, PLATEAU, 910)]
     result = expand_result(history, (1, 2, 3), TARGET)
-    assert (result.depth, result.reached, result.valid_accuracy) == (2, False, 0.91)
+    assert (result.depth, result.reached, result.valid_score) == (2, False, 0.91)
 
 
 def test_a_plan_beyond_the_backbone_is_refused():

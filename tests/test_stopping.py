@@ -1,4 +1,5 @@
 import dataclasses
+import math
 
 import pytest
 from hypothesis import given
@@ -26,7 +27,8 @@ def records(
     return [
         EpochRecord(
             phase="expand", depth=depth, epoch=epoch, cap=cap, learning_rate=0.1, train_loss=loss,
-            valid_correct=correct, valid_count=count, train_samples=1, evaluated_samples=1, seconds=0.0,
+            valid_score=correct / count, valid_error=math.sqrt(correct * (count - correct) / count**3),
+            valid_count=count, train_samples=1, evaluated_samples=1, seconds=0.0,
         )
         for epoch, correct in enumerate(accuracies, 1)
     ]  # fmt: skip
@@ -59,9 +61,9 @@ def test_confirmations_do_not_reach_back_to_the_depth_before():
 
 def test_confidence_demands_more_than_the_point_estimate():
     sure = dataclasses.replace(CONFIG, confidence=0.95)
-    assert meets_target(990, 1000, CONFIG)
-    assert not meets_target(990, 1000, sure)
-    assert meets_target(998, 1000, sure)
+    assert meets_target("accuracy", 0.99, 0.0, 1000, CONFIG)
+    assert not meets_target("accuracy", 0.99, 0.0, 1000, sure)
+    assert meets_target("accuracy", 0.998, 0.0, 1000, sure)
     assert decide(records([991, 991]), sure) is None
     assert decide(records([998, 998]), sure) == StopReason.TARGET_REACHED
 
@@ -192,7 +194,7 @@ def test_while_the_target_is_not_known_only_convergence_counts():
     assert decide(records([900] * 4), auto) == StopReason.PLATEAU
     assert not almost_reached(records([999]), auto)
     assert not hopeless(records([10] * 8), auto)
-    assert not meets_target(1000, 1000, auto)
+    assert not meets_target("accuracy", 1.0, 0.0, 1000, auto)
 
 
 def test_a_target_that_is_given_stays():

@@ -5,6 +5,7 @@ records. Every process leaves RUN/rank_K.json with what it saw.
 """
 
 import argparse
+import dataclasses
 import hashlib
 import json
 from pathlib import Path
@@ -78,14 +79,15 @@ def main() -> None:
     checkpoints = Checkpoints("expand", options.run, resume=True)
     epochs = expand_epochs(network, data.train, data.valid, config=CONFIG, training=training, checkpoints=checkpoints)
     for number, record in enumerate(epochs, 1):
-        found["records"].append([record.phase, record.depth, record.epoch, record.valid_correct, record.train_samples])
+        found["records"].append([record.phase, record.depth, record.epoch, record.valid_score, record.train_samples])
         if number == options.stop_after:
             break
     else:
         depth = expand_result(checkpoints.records, [1, 2], CONFIG).depth
         small = network.prefix(depth)
         small.to(training_device())
-        found |= {"together": evaluate(small, data.valid, together=True), "alone_correct": evaluate(small, data.valid)}
+        together, alone = evaluate(small, data.valid, together=True), evaluate(small, data.valid)
+        found |= {"together": dataclasses.asdict(together), "alone": dataclasses.asdict(alone)}
         found |= {"digest": digest(small), "depth": depth}
     write_atomically(options.run / f"rank_{part.rank}.json", json.dumps(found))
 

@@ -21,10 +21,10 @@ def annealed_epochs(
     seed: int,
     checkpoints: Checkpoints,
     kept: str,
-    before: int,
+    before: float,
     done: Sequence[EpochRecord],
     narrowed: Narrowed | None = None,
-) -> Generator[EpochRecord, None, int]:
+) -> Generator[EpochRecord, None, float]:
     """Anneal the learning rate to zero, one epoch at a time.
 
     Args:
@@ -36,7 +36,7 @@ def annealed_epochs(
         seed: of the run.
         checkpoints: the memory of the run; the network as it came is kept there already.
         kept: name under which the weights that are best on the validation split are kept.
-        before: validation images that the network as it came classifies correctly.
+        before: validation score of the network as it came.
         done: records of this schedule from before an interruption.
         narrowed: for the records.
 
@@ -44,9 +44,9 @@ def annealed_epochs(
         The record of every epoch.
 
     Returns:
-        Validation images that the kept weights classify correctly; never below ``before``.
+        Validation score of the kept weights; never below ``before``.
     """
-    best = max([before, *(record.valid_correct for record in done)])
+    best = max([before, *(record.valid_score for record in done)])
     for record in durable_epochs(
         stage,
         train,
@@ -61,8 +61,8 @@ def annealed_epochs(
         looked = record.evaluated_samples + (len(valid) if record.epoch == 1 else 0)
         record = dataclasses.replace(record, evaluated_samples=looked, narrowed=narrowed)
         # Of equals the later epoch wins: its learning rate was lower.
-        if record.valid_correct >= best:
-            best = record.valid_correct
+        if record.valid_score >= best:
+            best = record.valid_score
             checkpoints.keep(kept, stage.averaged)
         checkpoints.commit(record, stage)
         yield record

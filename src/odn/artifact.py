@@ -24,10 +24,10 @@ class Artifact:
 
     def __init__(self, network: Prefix, manifest: Manifest) -> None:
         self.network, self.manifest = network, manifest
-        self.deployed = Deployed(network, manifest.preprocessing).eval()
+        self.deployed = Deployed(network, manifest.preprocessing, manifest.scaling).eval()
 
     def predict(self, images: Tensor) -> list[Prediction]:
-        """Classify images.
+        """Say what is asked of images.
 
         Args:
             images: uint8, shape (B, C, H, W) with the channels and size that the manifest names.

@@ -81,7 +81,7 @@ def _measure_rival(
         )
         return
     images = np.random.default_rng(0).integers(0, 256, (BATCH, *spec.input_shape), dtype=np.uint8)
-    deployed = Deployed(network, artifact.manifest.preprocessing).eval()
+    deployed = Deployed(network, artifact.manifest.preprocessing, artifact.manifest.scaling).eval()
     with tempfile.TemporaryDirectory() as folder:
         try:
             RUNTIMES[runtime].write(Export(network=deployed, calibration=images, metadata={}), Path(folder))

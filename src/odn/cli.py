@@ -75,12 +75,12 @@ def expand_command(dataset: str | None = None, /, *, flags: Flags = Flags(), jso
     from odn.run import expand_run
 
     result = expand_run(config, path, force=flags.force, resume=flags.resume, watch=_watch(config))
-    outcome = {"depth": result.depth, "reached": result.reached, "valid_accuracy": result.valid_accuracy}
+    outcome = {"depth": result.depth, "reached": result.reached, "valid_score": result.valid_score}
     if json:
         print_json(outcome)
     else:
         verdict = "reached" if result.reached else "not reached"
-        print(f"target {verdict}: depth {result.depth}, valid {result.valid_accuracy:.4f}; next: odn extract {path}")
+        print(f"target {verdict}: depth {result.depth}, valid {result.valid_score:.4f}; next: odn extract {path}")
     return DONE if result.reached else TARGET_MISSED
 
 
@@ -117,7 +117,7 @@ def finetune_command(run: Path, /, *, epochs: int | None = None, resume: Switch 
         config = replace(config, finetune=FinetuneConfig(epochs=epochs))
     result = finetune_run(run, epochs=epochs, resume=resume, watch=_watch(config))
     print(
-        f"valid {result.valid_accuracy_before:.4f} before, {result.valid_accuracy:.4f} after, written to "
+        f"valid {result.valid_score_before:.4f} before, {result.valid_score:.4f} after, written to "
         f"{run / 'finetuned'}; next: odn export {run}"
     )
     return DONE

@@ -43,7 +43,7 @@ def compress_command(
         compress = with_bound(compress, **bounds)
     result = compress_run(run, compress=compress, resume=resume, watch=Display(config).watch)
     print(
-        f"{result.parameters:,} parameters at width {result.width:g}: valid {result.valid_accuracy_before:.4f} before, "
-        f"{result.valid_accuracy:.4f} after, written to {run / 'compressed'}; next: odn export {run}"
+        f"{result.parameters:,} parameters at width {result.width:g}: valid {result.valid_score_before:.4f} before, "
+        f"{result.valid_score:.4f} after, written to {run / 'compressed'}; next: odn export {run}"
     )
     return 0

@@ -26,16 +26,16 @@ class CompressResult:
     Attributes:
         network: the narrower network on the CPU, or a copy of the one that came where the target would be missed.
         width: share of its channels that layers keep; 1 where the target would be missed.
-        valid_accuracy_before: of the network as it came, a fraction.
-        valid_accuracy: of ``network``.
+        valid_score_before: of the network as it came, in the metric of the data.
+        valid_score: of ``network``.
         parameters: of ``network``.
         macs: multiply-accumulates of ``network`` for one image.
     """
 
     network: Prefix
     width: float
-    valid_accuracy_before: float
-    valid_accuracy: float
+    valid_score_before: float
+    valid_score: float
     parameters: int
     macs: int
 
@@ -123,7 +123,7 @@ def compress_epochs(
         checkpoints.take(_kept_name(width), small)
         return small
 
-    teacher = Teacher(network, temperature=config.temperature, share=config.soft_share)
+    teacher = Teacher(network, train.spec.task, temperature=config.temperature, share=config.soft_share)
     teacher_macs = measure_cost(network, shape).macs
     while (width := next_width(checkpoints.records, widths, config, goal)) is not None:
         # Each step starts from the network of the step before, whose weights have learnt to be few.
@@ -131,7 +131,7 @@ def compress_epochs(
         small = prune(wider, narrowed_sizes(sizes, width, config.channel_multiple), shape)
         cost = measure_cost(small, shape)
         stage = Stage(small, training, train, teacher=teacher)
-        before = evaluate(stage.averaged, valid, together=True)
+        before = evaluate(stage.averaged, valid, together=True).value
         done = at_width(checkpoints.records, width)
         if checkpoints.position is None or checkpoints.position.epoch > config.epochs:
             checkpoints.keep(_kept_name(width), small)
@@ -153,13 +153,13 @@ def compress_epochs(
         )
     chosen = width_to_keep(checkpoints.records, widths, config, goal)
     result = copy.deepcopy(network).cpu() if chosen is None else kept(chosen)
-    before, after = (evaluate(module.to(training_device()), valid) for module in (teacher.network, result))
+    before, after = (evaluate(module.to(training_device()), valid).value for module in (teacher.network, result))
     cost = measure_cost(result, shape)
     return CompressResult(
         network=result.cpu(),
         width=chosen or 1.0,
-        valid_accuracy_before=before / len(valid),
-        valid_accuracy=after / len(valid),
+        valid_score_before=before,
+        valid_score=after,
         parameters=cost.parameters,
         macs=cost.macs,
     )

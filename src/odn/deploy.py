@@ -6,12 +6,15 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 from cyclopts import Parameter
 
 from odn.command import DONE, FAILED, Switch, print_json
-from odn.errors import UsageError, did_you_mean
+from odn.errors import OdnError, UsageError, did_you_mean
+
+if TYPE_CHECKING:
+    from odn.manifest import Prediction
 
 Item = TypeVar("Item")
 _PROGRESS_SECONDS = 10.0
@@ -56,10 +59,11 @@ def export_command(
             print(f"{export.runtime}: not kept: {export.reason}", file=sys.stderr)
             continue
         size = sum((artifact / name).stat().st_size for name in files_of(export.runtime))
+        agreement = f"agreement {export.agreement:.4f}, " if export.agreement is not None else ""
         weight = f", weights {export.weight_bytes:,}" if export.weight_bytes is not None else ""
         print(
             f"{export.runtime}: {' '.join(files_of(export.runtime))}, {size:,} bytes{weight}, valid "
-            f"{export.valid_accuracy:.4f}, agreement {export.agreement:.4f}, logits within {export.max_difference:.2g}"
+            f"{export.valid_score:.4f}, {agreement}logits within {export.max_difference:.2g}"
         )
     print(f"{artifact}; next: odn report {run}")
     return DONE if all(export.kept for export in manifest.exports) else FAILED
@@ -84,10 +88,11 @@ def predict_command(
     *,
     runtime: str | None = None,
     threads: int | None = None,
+    masks: Path | None = None,
     json: Switch = False,
     csv: Switch = False,
 ) -> int:
-    """Classify image files: path, label and probability, one line each.
+    """Say what a network sees in image files: path, label and probability, one line each.
 
     Files that cannot be read are named on stderr; the others are classified all the same, and the exit code is 1.
 
@@ -96,20 +101,24 @@ def predict_command(
         files: images, folders of them, or - for a list on stdin; they are resized to the network's input.
         runtime: onnx, int8 or torch [default: the first that the artifact has a file for].
         threads: to compute with [default: one per processor].
+        masks: for segmentation, a folder that receives the label of every pixel as NAME.png.
         json: print one JSON object per line.
         csv: print CSV with a header.
     """
     for name in files:
         if name.startswith("-") and name != "-":  # the parser lets everything through for the sake of the one dash
-            options = ("--runtime", "--threads", "--json", "--csv")
+            options = ("--runtime", "--threads", "--masks", "--json", "--csv")
             hint = did_you_mean(name, options)
             raise UsageError(f"unknown option '{name}'; allowed: {' '.join(options)}; a file is ./{name}.{hint}")
     if json and csv:
         raise UsageError("--json and --csv exclude each other; give one of them")
     _check_threads(threads)
     from odn.images import BadImage
+    from odn.manifest import read_manifest
     from odn.predicting import find_files, predict_files
 
+    if masks is not None and (task := read_manifest(artifact).task) != "segmentation":
+        raise UsageError(f"--masks is for segmentation; this network was trained for {task}")
     predictions = predict_files(artifact, find_files(files, sys.stdin), runtime=runtime, threads=threads)
     write = _writer("json" if json else "csv" if csv else "text")
     code = DONE
@@ -118,20 +127,46 @@ def predict_command(
             print(f"odn: {prediction}", file=sys.stderr)
             code = FAILED
         else:
-            write(str(path), prediction.label, prediction.probability)
+            write(str(path), prediction)
+            if masks is not None and prediction.mask is not None:
+                _write_mask(masks, path, prediction.mask)
     return code
 
 
-def _writer(style: Literal["text", "json", "csv"]) -> Callable[[str, str, float], object]:
+def _writer(style: Literal["text", "json", "csv"]) -> "Callable[[str, Prediction], object]":
     if style == "csv":
         table = csv.writer(sys.stdout, lineterminator="\n")
         table.writerow(("path", "label", "probability"))
-        return lambda path, label, probability: table.writerow((path, label, f"{probability:.6f}"))
+        return lambda path, said: table.writerow((path, said.label, _digits(said.probability, 6)))
     if style == "json":
-        return lambda path, label, probability: sys.stdout.write(
-            json_module.dumps({"path": path, "label": label, "probability": probability}) + "\n"
-        )
-    return lambda path, label, probability: sys.stdout.write(f"{path}\t{label}\t{probability:.4f}\n")
+
+        def write(path: str, said: "Prediction") -> None:
+            row: dict[str, Any] = {"path": path, "label": said.label, "probability": said.probability}
+            row |= {"values": dict(said.values)} if said.values else {}
+            sys.stdout.write(json_module.dumps(row) + "\n")
+
+        return write
+    return lambda path, said: sys.stdout.write(
+        "\t".join([path, said.label, *([_digits(said.probability, 4)] if said.probability is not None else [])]) + "\n"
+    )
+
+
+def _digits(probability: float | None, count: int) -> str:
+    return "" if probability is None else f"{probability:.{count}f}"
+
+
+def _write_mask(folder: Path, path: Path, mask: Any) -> None:
+    """Write the label of every pixel as a grayscale image, at the network's size."""
+    from PIL import Image
+
+    target = folder / f"{path.stem}.png"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if target.exists():
+            raise OdnError(f"{target} exists already; choose an empty folder with --masks")
+        Image.fromarray(mask).save(target)
+    except OSError as error:
+        raise OdnError(f"cannot write {target}: {error.strerror or error}") from error
 
 
 def _with_progress(items: Iterable[Item]) -> Iterator[Item]:

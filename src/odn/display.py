@@ -70,7 +70,7 @@ class Display:
         width = f"  width {record.narrowed.width:g}" if record.narrowed else ""
         text = (
             f"{PHASE_NAMES[record.phase]}  depth {record.depth}{width}  epoch {record.epoch}/{cap}  "
-            f"valid {record.valid_accuracy:.4f} / target {target}  {record.seconds:.1f} s"
+            f"valid {record.valid_score:.4f} / target {target}  {record.seconds:.1f} s"
         )
         if record.stop:
             return f"{text}  {record.stop.replace('_', ' ')}"

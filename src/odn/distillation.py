@@ -8,9 +8,10 @@ from typing import final
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from odn.errors import UsageError
+from odn.losses import soft_loss
+from odn.tasks import Task
 
 
 @final
@@ -20,7 +21,8 @@ class Teacher:
     It sees the very images that the student sees, augmentation included (Beyer et al., arXiv 2106.05237).
 
     Args:
-        network: gives logits of shape (B, K); a copy of it is kept, in evaluation mode.
+        network: gives outputs of the shape of the student's; a copy of it is kept, in evaluation mode.
+        task: of the data.
         temperature: by which the logits of both are divided, above 0.
         share: of the soft targets in the loss, in [0, 1]; the labels have the rest.
 
@@ -28,26 +30,24 @@ class Teacher:
         UsageError: when temperature or share are out of their range.
     """
 
-    def __init__(self, network: nn.Module, *, temperature: float, share: float) -> None:
+    def __init__(self, network: nn.Module, task: Task, *, temperature: float, share: float) -> None:
         if not temperature > 0 or not 0 <= share <= 1:
             raise UsageError(f"temperature {temperature}, share {share}; allowed: above 0, and 0 to 1")
         self.network = copy.deepcopy(network).eval().requires_grad_(False)
-        self.temperature, self.share = temperature, share
+        self.task, self.temperature, self.share = task, temperature, share
 
-    def loss(self, x_BCHW: Tensor, logits_BK: Tensor, labels_loss: Tensor) -> Tensor:
+    def loss(self, x_BCHW: Tensor, outputs: Tensor, labels_loss: Tensor) -> Tensor:
         """Mix the loss on the labels with the distance from the teacher's opinion.
 
         Args:
             x_BCHW: normalised images.
-            logits_BK: the student's for them.
-            labels_loss: the student's mean cross-entropy on the labels.
+            outputs: the student's for them.
+            labels_loss: the student's mean loss on the labels.
 
         Returns:
-            The mean loss. The soft part is scaled by the squared temperature, so that its gradient keeps its size
-            (section 2 of the paper).
+            The mean loss.
         """
         with torch.no_grad():
-            wanted_BK = self.network(x_BCHW)
-        student, teacher = (F.log_softmax(logits.float() / self.temperature, 1) for logits in (logits_BK, wanted_BK))
-        soft = F.kl_div(student, teacher, log_target=True, reduction="batchmean") * self.temperature**2
+            wanted = self.network(x_BCHW)
+        soft = soft_loss(self.task, outputs, wanted, self.temperature)
         return self.share * soft + (1 - self.share) * labels_loss

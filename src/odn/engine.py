@@ -15,6 +15,7 @@ from torch.optim.swa_utils import update_bn
 
 from odn.data import WHOLE, Split, derive_seed, epoch_order, plain_batches, training_batches
 from odn.layers import to_channels_last
+from odn.metrics import Score, Tally
 from odn.processes import agree, copy_from_first, share, total
 from odn.records import EpochRecord, Phase
 from odn.schedules import Schedule
@@ -24,34 +25,37 @@ from odn.weights import weights_of
 _EVALUATION_BATCH = 256
 
 
-def evaluate(network: nn.Module, split: Split, device: torch.device | None = None, *, together: bool = False) -> int:
-    """Count the images that a network classifies correctly, in fp32 and evaluation mode.
+def evaluate(network: nn.Module, split: Split, device: torch.device | None = None, *, together: bool = False) -> Score:
+    """Judge a network in the metric of a split's task, in fp32 and evaluation mode.
 
     Args:
-        network: gives logits of shape (B, K); its mode is restored.
-        split: the images.
+        network: gives outputs of shape (B, K), for segmentation (B, K, H, W); its mode is restored.
+        split: the samples.
         device: where to evaluate; None means where the network's weights are.
         together: several processes look at a part each; all have to call this.
 
     Returns:
-        Number of correct images, 0 to ``len(split)``.
+        Its score.
     """
     part = share() if together else WHOLE
     device = device or next(network.parameters()).device
     training = network.training
     network.eval()
-    correct = torch.zeros((), dtype=torch.int64, device=device)
+    tally = Tally(split.spec.task, len(split.spec.classes), len(split), device)
+    mine = torch.arange(len(split), device=device)[part.rank :: part.world].split(_EVALUATION_BATCH)
     with torch.no_grad():
         count = 0
         for x_BCHW, labels_B in plain_batches(split, _EVALUATION_BATCH, device, share=part):
-            correct += (network(to_channels_last(x_BCHW)).argmax(1) == labels_B).sum()
+            tally.add(network(to_channels_last(x_BCHW)), labels_B, mine[count])
             count += 1
         # Parts of a sharded network come from the others, who may have one batch more.
         most = math.ceil(math.ceil(len(split) / part.world) / _EVALUATION_BATCH)
         for _ in range(most - count):
             network(torch.zeros(1, *split.spec.input_shape, device=device))
     network.train(training)
-    return int(total(correct) if together else correct)
+    if together:
+        tally.sums = total(tally.sums)
+    return tally.score(split.spec.metric)
 
 
 def recalibrate(network: nn.Module, train: Split, count: int, *, seed: int, together: bool = False) -> int:
@@ -230,7 +234,7 @@ def _train_epoch(
     for network in (stage.prefix, stage.averaged):
         copy_from_first(network.buffers())
     recalibrated = recalibrate(stage.averaged, train, stage.config.recalibration_images, seed=seed, together=True)
-    correct = evaluate(stage.averaged, valid, together=True)
+    score = evaluate(stage.averaged, valid, together=True)
     record = EpochRecord(
         phase=phase,
         depth=depth,
@@ -238,8 +242,10 @@ def _train_epoch(
         cap=cap,
         learning_rate=stage.learning_rate(schedule),
         train_loss=loss,
-        valid_correct=correct,
-        valid_count=len(valid),
+        valid_score=score.value,
+        valid_error=score.error,
+        valid_count=score.count,
+        metric=score.metric,
         train_samples=samples,
         evaluated_samples=recalibrated + len(valid),
         seconds=progress.seconds + time.perf_counter() - begin,

@@ -6,6 +6,7 @@ percents from one epoch to the next.
 """
 
 import dataclasses
+import math
 from collections.abc import Generator, Sequence
 
 import torch
@@ -102,7 +103,7 @@ def expand_epochs(
             stage = _stage_for(step, network, training, train, stage, checkpoints)
             checkpoints.save(step.phase, Progress(), stage)
         position = checkpoints.position
-        best = max((record.valid_correct for record in records if record.depth == step.depth), default=-1)
+        best = max((record.valid_score for record in records if record.depth == step.depth), default=-math.inf)
         for record in durable_epochs(
             stage,
             train,
@@ -114,8 +115,8 @@ def expand_epochs(
             checkpoints=checkpoints,
         ):
             record = dataclasses.replace(record, stop=decide([*records, record], settled))
-            if record.valid_correct > best:
-                best = record.valid_correct
+            if record.valid_score > best:
+                best = record.valid_score
                 checkpoints.keep(kept_name(step.depth), stage.averaged)
             checkpoints.commit(record, stage)
             yield record

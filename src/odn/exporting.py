@@ -11,7 +11,6 @@ from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from odn.config import ExportConfig
@@ -19,6 +18,7 @@ from odn.data import DataSpec, Split, derive_seed
 from odn.errors import OdnError, UsageError, require_extra
 from odn.files import new_directory, read_bytes, remove
 from odn.images import Pixels
+from odn.judging import Judge, write_images
 from odn.layers import Deployed
 from odn.manifest import MANIFEST_FILE, Exported, Manifest, TrainedOn, files_of, sha256, write_manifest
 from odn.network import Prefix
@@ -27,6 +27,7 @@ from odn.runtimes import RUNTIMES, Export, Logits, Runtime, torch_session
 from odn.runtimes.onnx import weight_bytes
 from odn.sessions import run_all
 from odn.storage import WEIGHT_TYPES, write_network
+from odn.tasks import METRIC_NAMES
 from odn.weights import weights_of
 
 _log = logging.getLogger("odn")
@@ -46,7 +47,7 @@ def export(
     """Write a network as an artifact.
 
     A file for a further runtime is run in a process of its own on the validation split, and kept only when its logits
-    are those of PyTorch, or, where it quantises, when its accuracy is. The manifest says which were not kept and why.
+    are those of PyTorch, or, where it quantises, when its score is. The manifest says which were not kept and why.
 
     Args:
         network: as extracted from a named backbone.
@@ -76,7 +77,7 @@ def export(
     network.load_state_dict(weights_of(network), assign=True)  # training leaves them in another order of dimensions
     with new_directory(directory) as partial, tempfile.TemporaryDirectory() as folder:
         exports: list[Exported] = []
-        deployed = Deployed(network, data.preprocessing).eval()
+        deployed = Deployed(network, data.preprocessing, data.scaling).eval()
         weights = config.weights
         if config != ExportConfig():
             comparison = _comparison(valid, Path(folder))
@@ -90,6 +91,10 @@ def export(
         manifest = Manifest(
             labels=data.classes,
             preprocessing=data.preprocessing,
+            task=data.task,
+            metric=data.metric,
+            target_mean=data.target_mean,
+            target_std=data.target_std,
             dataset=TrainedOn(name=data.name, train=data.train_count, valid=data.valid_count, seed=data.seed),
             versions=_versions(kept),
             files={
@@ -122,10 +127,7 @@ class _Comparison:
     """The validation split on disk, for processes to read."""
 
     images: Path
-    labels: npt.NDArray[np.int64]
-
-    def accuracy(self, logits: Logits) -> float:
-        return float((logits.argmax(1) == self.labels).mean())
+    judge: Judge
 
     def reference(self, network: Deployed) -> Logits:
         return run_all(torch_session(network), np.load(self.images, mmap_mode="r"), BATCH)
@@ -134,27 +136,7 @@ class _Comparison:
 def _comparison(valid: Split | None, folder: Path) -> _Comparison:
     if valid is None:
         raise UsageError("exported files are compared on validation images; give valid=, e.g. load_data(...).valid")
-    return _Comparison(images=folder / "images.npy", labels=write_images(valid, folder / "images.npy"))
-
-
-def write_images(split: Split, path: Path) -> npt.NDArray[np.int64]:
-    """Write the decoded images of a split as an .npy file, a batch at a time.
-
-    Args:
-        split: any split.
-        path: the file, of shape (N, C, H, W).
-
-    Returns:
-        Their labels, shape (N,).
-    """
-    images = np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=(len(split), *split.spec.input_shape))
-    labels = np.empty(len(split), np.int64)
-    done = 0
-    for batch, classes in split.batches(256, torch.arange(len(split)), torch.device("cpu")):
-        images[done : done + len(batch)], labels[done : done + len(batch)] = batch.numpy(), classes.numpy()
-        done += len(batch)
-    images.flush()
-    return labels
+    return _Comparison(images=folder / "images.npy", judge=write_images(valid, folder / "images.npy"))
 
 
 def _export_of(network: Deployed, data: DataSpec, train: Split | None) -> Export:
@@ -210,34 +192,36 @@ def _export_one(
     except OdnError as error:
         return Exported(runtime=runtime.name, kept=False, reason=str(error))
     assert logits is not None
-    accuracy = comparison.accuracy(logits)
-    drop = comparison.accuracy(reference) - accuracy
-    difference = float(np.abs(logits - reference).max())
+    judge = comparison.judge
+    score = judge.score(logits).value
+    drop, metric = judge.score(reference).value - score, METRIC_NAMES[judge.spec.metric]
+    difference = judge.difference(logits, reference)
     reason = ""
     if runtime.exact is None and not difference <= MAX_DIFFERENCE:
         reason = f"its logits differ from PyTorch's by {difference:.2g}; allowed: {MAX_DIFFERENCE:g}"
     elif runtime.exact is not None and not drop <= max_drop:
-        reason = f"it costs {drop:.4f} of validation accuracy; allowed: {max_drop:g} (--max-drop); fp32 is kept"
+        reason = f"it costs {drop:.4f} of validation {metric}; allowed: {max_drop:g} (--max-drop); fp32 is kept"
     return Exported(
         runtime=runtime.name,
         kept=not reason,
         reason=reason,
         weight_bytes=weight_bytes(directory / runtime.files[0]) if runtime.engine == "onnxruntime" else None,
         max_difference=difference if np.isfinite(difference) else None,
-        agreement=float((logits.argmax(1) == reference.argmax(1)).mean()),
-        valid_accuracy=accuracy,
-        valid_accuracy_drop=drop,
+        agreement=judge.agreement(logits, reference),
+        valid_score=score,
+        valid_score_drop=drop,
     )
 
 
 def _round(network: Deployed, kind: torch.dtype, comparison: _Comparison, max_drop: float) -> bool:
     """Round a network's weights in place unless that costs too much, and tell whether it was done."""
     exact = {name: tensor.clone() for name, tensor in network.state_dict().items()}
-    before = comparison.accuracy(comparison.reference(network))
+    judge = comparison.judge
+    before = judge.score(comparison.reference(network)).value
     network.load_state_dict({name: t.to(kind).to(t.dtype) if t.is_floating_point() else t for name, t in exact.items()})
-    drop = before - comparison.accuracy(comparison.reference(network))
+    drop = before - judge.score(comparison.reference(network)).value
     if drop <= max_drop:
         return True
     network.load_state_dict(exact)
-    _log.warning("%s weights cost %.4f of validation accuracy, allowed: %g; fp32 is kept", kind, drop, max_drop)
+    _log.warning("%s weights cost %.4f of the validation score, allowed: %g; fp32 is kept", kind, drop, max_drop)
     return False

@@ -37,12 +37,12 @@ class FinetuneResult:
     """What fine-tuning gained.
 
     Attributes:
-        valid_accuracy_before: of the network as it came, a fraction.
-        valid_accuracy: of the weights kept, a fraction; never below the one before.
+        valid_score_before: of the network as it came, in the metric of the data.
+        valid_score: of the weights kept; never below the one before.
     """
 
-    valid_accuracy_before: float
-    valid_accuracy: float
+    valid_score_before: float
+    valid_score: float
 
 
 def finetune(
@@ -65,7 +65,7 @@ def finetune(
         seed: of the order of samples and the augmentation.
 
     Returns:
-        Validation accuracy before and after.
+        Validation score before and after.
     """
     return finish(finetune_epochs(network, train, valid, config=config, training=training, seed=seed))
 
@@ -95,7 +95,7 @@ def finetune_epochs(
         The record of every epoch.
 
     Returns:
-        Validation accuracy before and after.
+        Validation score before and after.
 
     Raises:
         OdnError: when the loss stops being finite.
@@ -103,9 +103,9 @@ def finetune_epochs(
     config, training = config or FinetuneConfig(), training or TrainConfig()
     checkpoints = checkpoints or Checkpoints("finetune")
     stage = Stage(network, training, train) if config.epochs else None
-    before = evaluate(stage.averaged if stage else network, valid, together=True)
+    before = evaluate(stage.averaged if stage else network, valid, together=True).value
     if stage is None:
-        return FinetuneResult(valid_accuracy_before=before / len(valid), valid_accuracy=before / len(valid))
+        return FinetuneResult(valid_score_before=before, valid_score=before)
     if checkpoints.position is None:
         checkpoints.keep(_KEPT, network)
         checkpoints.save("finetune", Progress(), stage)
@@ -124,4 +124,4 @@ def finetune_epochs(
         done=checkpoints.records,
     )
     checkpoints.take(_KEPT, network)
-    return FinetuneResult(valid_accuracy_before=before / len(valid), valid_accuracy=best / len(valid))
+    return FinetuneResult(valid_score_before=before, valid_score=best)

@@ -9,6 +9,7 @@ from cyclopts import Parameter
 from odn.command import Switch
 from odn.errors import UsageError
 from odn.launch import restarts
+from odn.tasks import Metric, Task
 
 if TYPE_CHECKING:
     from odn.recipe import RunConfig
@@ -21,7 +22,10 @@ class Flags:
 
     Attributes:
         backbone: network to right-size; see odn backbones.
-        target: validation accuracy to reach, a fraction, e.g. 0.993; auto finds what the data give.
+        target: validation score to reach, by default an accuracy, a fraction, e.g. 0.993; auto finds what the data
+            give.
+        metric: what the target is a value of [default: accuracy, for other tasks their own].
+        task: what the labels of an .npz file mean [default: what they look like].
         data_dir: folder of the named datasets [default: $ODN_DATA_DIR, else data].
         run: directory that receives everything [default: runs/DATASET].
         seed: of the split, the weights, the order of samples and the augmentation [default: 0].
@@ -45,6 +49,8 @@ class Flags:
 
     backbone: str | None = None
     target: float | Literal["auto"] | None = None
+    metric: Metric | None = None
+    task: Task | None = None
     data_dir: Path | None = None
     run: Path | None = None
     seed: int | None = None
@@ -115,6 +121,8 @@ class Flags:
             "seed": self.seed,
             "width": self.width,
             "data": {
+                "task": self.task,
+                "metric": self.metric,
                 "train_limit": self.train_limit,
                 "image_size": self.image_size,
                 "skip_bad_files": self.skip_bad_files,

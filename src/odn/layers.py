@@ -14,21 +14,30 @@ from odn.images import Preprocessing
 
 @final
 class Deployed(nn.Module):
-    """A network with its preprocessing, as files for other runtimes hold it: images in, logits out.
+    """A network with its preprocessing, as files for other runtimes hold it: images in, logits or numbers out.
 
     Args:
         network: takes normalised images.
         preprocessing: from image to input.
+        scaling: for regression, mean and standard deviation of each number that the network gives standardised.
     """
 
-    def __init__(self, network: nn.Module, preprocessing: Preprocessing) -> None:
+    def __init__(
+        self,
+        network: nn.Module,
+        preprocessing: Preprocessing,
+        scaling: tuple[Sequence[float], Sequence[float]] | None = None,
+    ) -> None:
         super().__init__()
-        self.network, self.preprocessing = network, preprocessing
+        self.network, self.preprocessing, self.scaling = network, preprocessing, scaling
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return logits of shape (B, K) for decoded images, uint8 of shape (B, C, H, W)."""
-        logits: Tensor = self.network(self.preprocessing.normalise(images.float() / 255))
-        return logits
+        """Return outputs of shape (B, K), of masks (B, K, H, W), for decoded images, uint8 of shape (B, C, H, W)."""
+        outputs: Tensor = self.network(self.preprocessing.normalise(images.float() / 255))
+        if self.scaling is not None:
+            mean, std = map(outputs.new_tensor, self.scaling)
+            outputs = outputs * std + mean
+        return outputs
 
 
 @final
@@ -83,6 +92,30 @@ class Head(nn.Module):
             pooled = pooled[:, :, None, None]
         logits: Tensor = self.linear(self.after(pooled).flatten(1))
         return logits
+
+
+@final
+class MaskHead(nn.Module):
+    """A label for every pixel: one linear layer at every position of a map, brought to the size of the image.
+
+    The lightest of the heads of fully convolutional networks (Long et al., arXiv 1411.4038), one per depth.
+
+    Args:
+        channels: of the features it reads.
+        classes: logits it gives for every pixel.
+        size: height and width of the image.
+        channel_dim: where the channels stand in the features: 1 or -1.
+    """
+
+    def __init__(self, channels: int, classes: int, size: tuple[int, int], *, channel_dim: Literal[1, -1] = 1) -> None:
+        super().__init__()
+        self.size, self.channel_dim = size, channel_dim
+        self.linear = nn.Conv2d(channels, classes, 1)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Return logits of shape (B, classes, H, W) for the features of a batch."""
+        logits = self.linear(features.movedim(self.channel_dim, 1))
+        return nn.functional.interpolate(logits, self.size, mode="bilinear", align_corners=False)
 
 
 def resized(layer: nn.Module, channels: int) -> tuple[nn.Module, int]:

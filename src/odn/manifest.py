@@ -2,34 +2,44 @@
 
 import hashlib
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from odn.errors import OdnError, UsageError
 from odn.files import read_bytes, read_text, write_atomically
 from odn.images import Preprocessing
 from odn.runtimes import RUNTIMES, Logits
 from odn.tables import from_table, to_table
+from odn.tasks import Metric, Task
 
-SCHEMA = 1
+Labels = npt.NDArray[Any]
+SCHEMA = 2
 MANIFEST_FILE, SPEC_FILE, WEIGHTS_FILE = "manifest.json", "spec.json", "weights.safetensors"
 _TORCH_FILES = (SPEC_FILE, WEIGHTS_FILE)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Prediction:
-    """The most probable label of one image.
+    """What a network says of one image.
 
     Attributes:
-        label: name of the class.
-        probability: softmax probability, in [0, 1].
+        label: name of the most probable class; of several labels those that are more probable than not, with commas
+            between; the label that most pixels have; or the numbers as text.
+        probability: of that class, in [0, 1]; None where there is not one.
+        values: probability of each of several labels, share of the pixels of each label, or the numbers by name; empty
+            for one class.
+        mask: label of every pixel, uint8 or uint16 of shape (H, W), for segmentation.
     """
 
     label: str
-    probability: float
+    probability: float | None
+    values: Mapping[str, float] = field(default_factory=dict)
+    mask: Labels | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,9 +69,9 @@ class Exported:
         reason: why it is not, or an empty string.
         weight_bytes: of the constants in the file, where that can be told apart from what holds them.
         max_difference: largest absolute difference of a logit.
-        agreement: share of the images with the same most probable label.
-        valid_accuracy: a fraction.
-        valid_accuracy_drop: of the network in PyTorch, less that.
+        agreement: share of the images, of masks of the pixels, with the same label; None where answers are numbers.
+        valid_score: in the metric of the data.
+        valid_score_drop: that of the network in PyTorch, less this.
     """
 
     runtime: str
@@ -70,8 +80,8 @@ class Exported:
     weight_bytes: int | None = None
     max_difference: float | None = None
     agreement: float | None = None
-    valid_accuracy: float | None = None
-    valid_accuracy_drop: float | None = None
+    valid_score: float | None = None
+    valid_score_drop: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +95,11 @@ class Manifest:
         versions: of odn, Python and the libraries that wrote the files.
         files: SHA-256 of each other file of the artifact.
         exports: of each further runtime that was asked for.
-        schema: version of this format.
+        task: what the network says of an image.
+        metric: what scores are values of.
+        target_mean: for regression, of each number over the training split.
+        target_std: likewise the standard deviation.
+        schema: version of this format; 1 knew classes alone.
     """
 
     labels: tuple[str, ...]
@@ -94,6 +108,10 @@ class Manifest:
     versions: dict[str, str]
     files: dict[str, str]
     exports: tuple[Exported, ...] = ()
+    task: Task = "classification"
+    metric: Metric = "accuracy"
+    target_mean: tuple[float, ...] = ()
+    target_std: tuple[float, ...] = ()
     schema: int = SCHEMA
 
     @property
@@ -101,21 +119,66 @@ class Manifest:
         """Names of the runtimes that the artifact has files for, PyTorch first."""
         return ("torch", *(export.runtime for export in self.exports if export.kept))
 
+    @property
+    def scaling(self) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+        """Mean and standard deviation of the numbers of a regression, None for other tasks."""
+        return (self.target_mean, self.target_std) if self.task == "regression" else None
+
     def predictions(self, logits: Logits) -> list[Prediction]:
-        """Name the most probable class of each image.
+        """Say in words what a network gave.
 
         Args:
-            logits: shape (B, K).
+            logits: shape (B, K), for segmentation (B, K, H, W); for regression the numbers in their own units.
 
         Returns:
             One prediction per image.
 
         Raises:
-            OdnError: when there is not one logit per label.
+            OdnError: when there is not one output per label.
         """
-        if logits.ndim != 2 or logits.shape[1] != len(self.labels):
+        if logits.ndim != (4 if self.task == "segmentation" else 2) or logits.shape[1] != len(self.labels):
             shape = " x ".join(map(str, logits.shape))
             raise OdnError(f"logits of {shape} for {len(self.labels)} labels; export the network again")
+        return {
+            "classification": self._one_class,
+            "multilabel": self._several_labels,
+            "regression": self._numbers,
+            "segmentation": self._masks,
+        }[self.task](logits)
+
+    def _several_labels(self, logits: Logits) -> list[Prediction]:
+        rows = (1 / (1 + np.exp(-logits.astype(np.float64).clip(-700, 700)))).tolist()
+        return [
+            Prediction(
+                label=",".join(name for name, value in zip(self.labels, row, strict=True) if value > 0.5),
+                probability=None,
+                values=dict(zip(self.labels, row, strict=True)),
+            )
+            for row in rows
+        ]
+
+    def _numbers(self, outputs: Logits) -> list[Prediction]:
+        return [
+            Prediction(
+                label=",".join(f"{value:.6g}" for value in row),
+                probability=None,
+                values=dict(zip(self.labels, row, strict=True)),
+            )
+            for row in outputs.tolist()
+        ]
+
+    def _masks(self, logits: Logits) -> list[Prediction]:
+        masks = logits.argmax(1).astype(np.uint8 if len(self.labels) <= 256 else np.uint16)
+        predictions = []
+        for mask in masks:
+            shares = np.bincount(mask.ravel(), minlength=len(self.labels)) / mask.size
+            values = {name: share for name, share in zip(self.labels, shares.tolist(), strict=True) if share}
+            predictions.append(
+                Prediction(label=self.labels[int(shares.argmax())], probability=None, values=values, mask=mask)
+            )
+        return predictions
+
+    def _one_class(self, logits: Logits) -> list[Prediction]:
         exponentials = np.exp(logits - logits.max(1, keepdims=True))
         probabilities = exponentials.max(1) / exponentials.sum(1)
         return [
@@ -170,6 +233,8 @@ def read_manifest(directory: str | Path) -> Manifest:
             raise OdnError(f"{path} has schema {schema}; this odn reads {SCHEMA}; install a newer odn")
         if table.pop("sha256", None) != _digest(table):
             raise OdnError(f"{path} was changed since it was exported; copy or export the artifact again")
+        if schema == 1:
+            table = _from_schema_1(table)
         manifest = from_table(Manifest, table)
     except (ValueError, RecursionError, KeyError, TypeError, UsageError) as error:
         raise OdnError(f"{path} is not a valid manifest ({error}); copy or export the artifact again") from error
@@ -212,3 +277,10 @@ def sha256(content: bytes) -> str:
 
 def _digest(table: dict[str, Any]) -> str:
     return sha256(json.dumps(table, sort_keys=True).encode())
+
+
+def _from_schema_1(table: dict[str, Any]) -> dict[str, Any]:
+    """Say in today's words what was written before there were tasks."""
+    renamed = {"valid_accuracy": "valid_score", "valid_accuracy_drop": "valid_score_drop"}
+    exports = [{renamed.get(key, key): value for key, value in row.items()} for row in table.get("exports", [])]
+    return {**table, "exports": exports, "schema": SCHEMA}

@@ -169,7 +169,7 @@ def compression_summary(
         goal: the target and how it is confirmed.
 
     Returns:
-        The bound, the widths tried with the best validation accuracy of each, and the width kept, None where the
+        The bound, the widths tried with the best validation score of each, and the width kept, None where the
         network stayed as it was; None where nothing was tried.
     """
     tried = [record.narrowed for record in records if record.narrowed]
@@ -183,7 +183,7 @@ def compression_summary(
                 "width": shape.width,
                 "parameters": shape.parameters,
                 "macs": shape.macs,
-                "valid_accuracy": max(record.valid_accuracy for record in at_width(records, shape.width)),
+                "valid_score": max(record.valid_score for record in at_width(records, shape.width)),
                 "held": confirmed(at_width(records, shape.width), goal),
             }
             for shape in shapes

@@ -12,9 +12,10 @@ from torch import Tensor, nn
 
 from odn.backbones import Inputs, find_backbone, take_apart, take_own_apart
 from odn.errors import OdnError, UsageError
-from odn.layers import Head
+from odn.layers import Head, MaskHead
 from odn.spec import HasShape as HasShape
 from odn.spec import NetworkSpec as NetworkSpec
+from odn.tasks import Task
 from odn.widths import narrow
 
 
@@ -150,18 +151,21 @@ def partition(
         UsageError: when there is no such backbone, the inputs do not fit, or the blocks are no chain.
     """
     classes = len(data.classes)
+    task: Task = getattr(data, "task", "classification")  # what only has a shape and classes says nothing else
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         if isinstance(backbone, str):
             if blocks or head is not None:
                 raise UsageError(f"blocks and head are for networks of your own; leave them out for '{backbone}'")
-            return build_network(backbone, data.input_shape, classes, width=width, vocabulary=vocabulary)
+            return build_network(backbone, data.input_shape, classes, width=width, vocabulary=vocabulary, task=task)
         if width != 1 or vocabulary:
             raise UsageError("width and vocabulary are for backbones with a name; leave them out")
         inputs = Inputs(shape=tuple(data.input_shape), dtype=input_dtype)
         parts, shapes = take_own_apart(backbone, inputs, blocks)
         if head is not None:
             heads = [head(shape, classes) for shape in shapes]
+        elif task == "segmentation":
+            heads = [_mask_head("this network", shape, classes, inputs.shape, channel_dim) for shape in shapes]
         else:
             heads = [Head(shape[min(channel_dim, 0)], classes, channel_dim=channel_dim) for shape in shapes]
         return PartitionedNetwork(parts.stem, parts.blocks, heads)
@@ -175,6 +179,7 @@ def build_network(
     width: float = 1.0,
     vocabulary: int = 0,
     config: Mapping[str, Any] | None = None,
+    task: Task = "classification",
     device: str = "cpu",
 ) -> PartitionedNetwork:
     """Build a partitioned backbone on a device.
@@ -186,6 +191,7 @@ def build_network(
         width: factor on the backbone's channels.
         vocabulary: of a text encoder, the number of different tokens; 0 takes the encoder's own.
         config: of a text encoder that came from a directory.
+        task: what the heads are made for.
         device: ``meta`` builds the shapes alone, without memory for weights.
 
     Returns:
@@ -203,6 +209,7 @@ def build_network(
         width=width,
         vocabulary=vocabulary,
         config=entry.config,
+        task=task,
     )
     text = entry.task == "text-classification"
     if (len(spec.input_shape) == 1) != text:
@@ -211,8 +218,23 @@ def build_network(
     inputs = Inputs(shape=spec.input_shape, vocabulary=vocabulary, dtype=spec.input_dtype)
     parts, shapes = take_apart(entry, inputs, width, device)
     with torch.device(device):
-        heads = [parts.head(shape, classes) for shape in shapes]
+        if task == "segmentation":
+            dim: Literal[1, -1] = -1 if parts.channels_last else 1
+            heads: list[nn.Module] = [_mask_head(entry.name, shape, classes, spec.input_shape, dim) for shape in shapes]
+        else:
+            heads = [parts.head(shape, classes) for shape in shapes]
     return PartitionedNetwork(parts.stem, parts.blocks, heads, dataclasses.replace(spec, depth=len(heads)))
+
+
+def _mask_head(
+    name: str, shape: tuple[int, ...], classes: int, input_shape: tuple[int, ...], channel_dim: Literal[1, -1]
+) -> MaskHead:
+    if len(shape) != 3 or len(input_shape) != 3:
+        raise UsageError(
+            f"segmentation needs features with a height and a width; those of {name} are of shape {shape}: choose a "
+            "convolutional backbone, e.g. resnet18"
+        )
+    return MaskHead(shape[min(channel_dim, 0)], classes, (input_shape[1], input_shape[2]), channel_dim=channel_dim)
 
 
 def rebuild(spec: NetworkSpec, device: str = "cpu") -> PartitionedNetwork:
@@ -237,6 +259,7 @@ def rebuild(spec: NetworkSpec, device: str = "cpu") -> PartitionedNetwork:
         width=spec.width,
         vocabulary=spec.vocabulary,
         config=spec.config,
+        task=spec.task,
         device=device,
     )
 

@@ -1,16 +1,14 @@
 """report.html: one self-contained page with the depth-accuracy-cost curve and the growth timeline."""
 
-import io
 import json
 from collections.abc import Sequence
 from html import escape
 from string import Template
-from typing import Any, Literal
+from typing import Any
 
-from odn.records import PHASE_NAMES, EpochRecord
-from odn.stopping import wilson_interval
-
-_BLUE, _ORANGE, _GREEN, _GRAY = "#1f5fa8", "#c85a11", "#2c7a3f", "#777777"
+from odn.charts import depth_chart, timeline
+from odn.records import EpochRecord
+from odn.tasks import CLASS_MEASURES, METRIC_NAMES
 
 _PAGE = Template("""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
@@ -33,17 +31,20 @@ pre { font-size: .8rem; background: #f5f5f5; padding: 1rem; overflow-x: auto; }
 <h2>Networks</h2>
 <div class="scroll"><table><thead><tr>$headings</tr></thead><tbody>$rows</tbody></table></div>
 <p>$compression</p>
-<p class="note">Latencies are medians with one CPU thread; the interval is Wilson's at 95 %. A dash was not
+<p class="note">Latencies are medians with one CPU thread; scores are $metric, their intervals at 95 %. A dash was not
 measured: networks other than those of this run were built for their cost and not trained. Parameters and bytes are not
 time: compare multiply-accumulates (MACs), activations and latency as well.</p>
 $refused
 $charts
+$classes
 <h2>Cost of the search</h2>
 <p>$cost</p>
 <h2>Figures</h2>
 <details><summary>report.json</summary><pre>$json</pre></details>
 </body></html>
 """)
+
+_MOST_CLASSES = 40
 
 
 def render_page(figures: dict[str, Any], records: Sequence[EpochRecord], macs_by_depth: Sequence[int]) -> str:
@@ -57,18 +58,18 @@ def render_page(figures: dict[str, Any], records: Sequence[EpochRecord], macs_by
     Returns:
         HTML that refers to nothing outside itself; all names are escaped.
     """
-    dataset = figures["dataset"]
+    dataset, metric = figures["dataset"], METRIC_NAMES[figures["metric"]]
     shape = "x".join(map(str, dataset["input_shape"]))
     charts = ""
     if records:
         charts = (
-            "<h2>Depth, accuracy and cost</h2>"
-            + _depth_chart(records, macs_by_depth, figures["target_accuracy"], figures["depth"])
-            + '<p class="note">Best validation accuracy of the averaged weights at each depth tried, before '
-            "fine-tuning, with Wilson's 95 % interval; the bars are the MACs of one image.</p>"
+            f"<h2>Depth, {escape(metric)} and cost</h2>"
+            + depth_chart(records, macs_by_depth, figures["target_accuracy"], figures["depth"])
+            + f'<p class="note">Best validation score ({escape(metric)}) of the averaged weights at each depth tried, '
+            "before fine-tuning, with its 95 % interval; the bars are the MACs of one image.</p>"
             "<h2>Growth</h2>"
-            + _timeline(records, figures["target_accuracy"])
-            + '<p class="note">Validation accuracy of the averaged weights after every epoch.</p>'
+            + timeline(records, figures["target_accuracy"])
+            + f'<p class="note">Validation score ({escape(metric)}) of the averaged weights after every epoch.</p>'
         )
     test = "not measured" if dataset["test"] is None else f"{dataset['test']:,}"
     return _PAGE.substitute(
@@ -88,6 +89,8 @@ def render_page(figures: dict[str, Any], records: Sequence[EpochRecord], macs_by
             for row in figures["refused"]
         ),
         charts=charts,
+        metric=escape(metric),
+        classes=_classes(figures),
         cost=escape(_cost_sentence(figures["cost"])),
         json=escape(json.dumps(figures, indent=2)),
     )
@@ -125,8 +128,8 @@ def cells(row: dict[str, Any]) -> list[str]:
         f"{row['macs'] / 1e6:,.2f} M",
         "-" if row["peak_activation_bytes"] is None else f"{row['peak_activation_bytes'] / 1024:,.0f} KiB",
         f"{row['file_bytes'] / 1024:,.0f} KiB",
-        _fraction(row["valid_accuracy"]),
-        _fraction(row["test_accuracy"]),
+        _fraction(row["valid_score"]),
+        _fraction(row["test_score"]),
         "-" if interval is None else "-".join(map(_fraction, interval)),
         *(f"{latency[key]['p50']:.2f} ms" if key in latency else "-" for key in ("batch_1", "batch_64")),
     ]
@@ -143,7 +146,7 @@ def _verdict(figures: dict[str, Any]) -> str:
     saved = f"{1 - kept['parameters'] / full['parameters']:.2%} fewer parameters than the full depth"
     if figures["target_accuracy"] is None or figures["reached"] is None:
         return escape(f"{depth}: {saved}.")
-    target = f"validation accuracy {figures['target_accuracy']:.4f}"
+    target = f"validation {METRIC_NAMES[figures['metric']]} {figures['target_accuracy']:.4f}"
     if figures["target_automatic"]:
         target += ", found automatically"
     if figures["reached"]:
@@ -165,13 +168,31 @@ def compression_sentence(compression: dict[str, Any] | None) -> str:
     if compression is None:
         return ""
     tried = ", ".join(
-        f"{step['width']:g} ({step['parameters']:,} parameters) {step['valid_accuracy']:.4f}"
+        f"{step['width']:g} ({step['parameters']:,} parameters) {step['valid_score']:.4f}"
         for step in compression["tried"]
     )
     kept = "the target would have been missed, so the network was not narrowed"
     if compression["width"] is not None:
         kept = f"width {compression['width']:g} was kept"
-    return f"Widths tried, with validation accuracy: {tried}; {kept}."
+    return f"Widths tried, with validation score: {tried}; {kept}."
+
+
+def _classes(figures: dict[str, Any]) -> str:
+    """Show how the deployed network does class by class, the worst first: a mean hides those."""
+    rows = [row for row in figures["classes"] if row["value"] is not None]
+    if not rows:
+        return ""
+    measure = CLASS_MEASURES[figures["task"]]
+    worst = sorted(rows, key=lambda row: row["value"])[:_MOST_CLASSES]
+    lines = "".join(
+        f"<tr><td>{escape(row['name'])}</td><td>{row['count']:,}</td><td>{row['value']:.4f}</td></tr>" for row in worst
+    )
+    note = f"the {len(worst)} worst of {len(rows):,}, " if len(worst) < len(rows) else ""
+    return (
+        f'<h2>Classes</h2><div class="scroll"><table><thead><tr><th>class</th><th>test samples</th>'
+        f"<th>{escape(measure)}</th></tr></thead><tbody>{lines}</tbody></table></div>"
+        f'<p class="note">Of the deployed network on the test split, {note}worst first.</p>'
+    )
 
 
 def _cost_sentence(cost: dict[str, Any]) -> str:
@@ -185,101 +206,3 @@ def _cost_sentence(cost: dict[str, Any]) -> str:
         f"{cost['seconds']:,.0f} seconds: {ratio:.2f} times a training of the full depth for "
         f"{cost['reference_epochs']} epochs."
     )
-
-
-def _depth_chart(
-    records: Sequence[EpochRecord], macs_by_depth: Sequence[int], target: float | None, chosen: int
-) -> str:
-    best: dict[int, EpochRecord] = {}
-    for record in records:
-        if record.verb == "expand" and (
-            record.depth not in best or record.valid_correct > best[record.depth].valid_correct
-        ):
-            best[record.depth] = record
-    depths = sorted(best)
-    accuracy = [best[d].valid_accuracy for d in depths]
-    bounds = [wilson_interval(best[d].valid_correct, best[d].valid_count) for d in depths]
-    figure, axis = _figure()
-    cost = axis.twinx()
-    every = range(1, len(macs_by_depth) + 1)
-    cost.bar(every, [m / 1e6 for m in macs_by_depth], width=0.5, color="#dddddd", zorder=0)
-    cost.set_ylabel("MACs per image (millions)", color=_GRAY)
-    axis.set_zorder(cost.get_zorder() + 1)
-    axis.patch.set_visible(False)
-    below = [max(0.0, a - low) for a, (low, _) in zip(accuracy, bounds, strict=True)]
-    above = [max(0.0, high - a) for a, (_, high) in zip(accuracy, bounds, strict=True)]
-    axis.errorbar(depths, accuracy, yerr=[below, above], color=_BLUE, marker="o", capsize=3)
-    if chosen in best:
-        axis.plot([chosen], [best[chosen].valid_accuracy], "o", markersize=13, fillstyle="none", color=_GREEN)
-    _target_line(axis, target, label_at="right")
-    axis.set_xticks(list(every)) if len(every) <= 20 else None
-    axis.set_xlabel("depth (blocks)")
-    return _svg(figure)
-
-
-def _timeline(records: Sequence[EpochRecord], target: float | None) -> str:
-    figure, axis = _figure()
-    stages: list[list[int]] = []
-    for index, record in enumerate(records):
-        new = index == 0 or _stage_of(record) != _stage_of(records[index - 1])
-        stages.append([index]) if new else stages[-1].append(index)
-    # Labels above narrow stages would run into each other.
-    slanted = min(map(len, stages)) < len(records) / 12
-    for number, stage in enumerate(stages):
-        first = records[stage[0]]
-        color = _GREEN if first.verb != "expand" else (_BLUE, _ORANGE)[first.depth % 2]
-        axis.plot([i + 1 for i in stage], [records[i].valid_accuracy for i in stage], marker=".", color=color)
-        if number:
-            axis.axvline(stage[0] + 0.5, color="#cccccc", linewidth=0.8)
-        label = {"expand": f"depth {first.depth}", "lookback": f"back to {first.depth}"}.get(
-            first.phase, f"width {first.narrowed.width:g}" if first.narrowed else PHASE_NAMES[first.phase]
-        )
-        axis.annotate(
-            label,
-            ((stage[0] + stage[-1]) / 2 + 1, 1.01),
-            xycoords=("data", "axes fraction"),
-            ha="left" if slanted else "center",
-            va="bottom",
-            rotation=60 if slanted else 0,
-            color=color,
-            fontsize=9,
-        )
-    _target_line(axis, target, label_at="left")
-    lowest = sorted(record.valid_accuracy for record in records)[len(records) // 10]
-    axis.set_ylim(bottom=max(0.0, lowest - 0.02))
-    axis.set_xlabel("epoch")
-    return _svg(figure)
-
-
-def _stage_of(record: EpochRecord) -> tuple[object, ...]:
-    return record.phase, record.depth, record.narrowed
-
-
-def _figure() -> tuple[Any, Any]:
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(9, 3.8), layout="constrained")
-    axis = figure.add_subplot()
-    axis.set_ylabel("validation accuracy")
-    axis.grid(axis="y", color="#eeeeee")
-    return figure, axis
-
-
-def _target_line(axis: Any, target: float | None, *, label_at: Literal["left", "right"]) -> None:
-    if target is None:
-        return
-    axis.axhline(target, color=_GRAY, linestyle="--", linewidth=1)
-    place = (0.005 if label_at == "left" else 0.995, target)
-    style = {"ha": label_at, "va": "bottom", "fontsize": 9, "color": _GRAY}
-    axis.annotate(f"target {target:.4g}", place, xycoords=("axes fraction", "data"), **style)
-
-
-def _svg(figure: Any) -> str:
-    import matplotlib
-
-    buffer = io.StringIO()
-    # A fixed salt and no date: the same figures give the same page.
-    with matplotlib.rc_context({"svg.hashsalt": "odn"}):
-        figure.savefig(buffer, format="svg", metadata={"Date": None})
-    text = buffer.getvalue()
-    return text[text.index("<svg") :]

@@ -12,6 +12,7 @@ from typing import Literal
 from odn.errors import OdnError, UsageError
 from odn.files import explain, write_atomically
 from odn.tables import from_table
+from odn.tasks import Metric
 
 Phase = Literal["expand", "cooldown", "lookback", "finetune", "compress"]
 Verb = Literal["expand", "finetune", "compress"]
@@ -64,11 +65,13 @@ class EpochRecord:
         cap: most epochs of this phase at this depth.
         learning_rate: at the end of the epoch.
         train_loss: mean loss over the epoch's samples; None when it was not finite.
-        valid_correct: validation images that the averaged weights classified correctly.
-        valid_count: validation images.
+        valid_score: how the averaged weights do on the validation split, at most 1.
+        valid_error: standard error of that score.
+        valid_count: validation samples.
         train_samples: samples trained on in this epoch.
         evaluated_samples: samples of forward passes without training (recalibration and validation).
         seconds: wall-clock time of the epoch with its evaluation.
+        metric: what the score is a value of.
         stop: why this phase of this depth ended with this epoch, None while it goes on.
         narrowed: while compressing, the network in training.
     """
@@ -79,11 +82,13 @@ class EpochRecord:
     cap: int
     learning_rate: float
     train_loss: float | None
-    valid_correct: int
+    valid_score: float
+    valid_error: float
     valid_count: int
     train_samples: int
     evaluated_samples: int
     seconds: float
+    metric: Metric = "accuracy"
     stop: str | None = None
     narrowed: Narrowed | None = None
 
@@ -91,11 +96,6 @@ class EpochRecord:
     def verb(self) -> Verb:
         """The step of the line that trained: a cool-down is part of expansion."""
         return self.phase if self.phase in ("finetune", "compress") else "expand"
-
-    @property
-    def valid_accuracy(self) -> float:
-        """Validation accuracy of the averaged weights, a fraction."""
-        return self.valid_correct / self.valid_count
 
 
 def write_history(path: Path, records: Iterable[EpochRecord]) -> None:

@@ -16,6 +16,7 @@ from odn.data import Split
 from odn.engine import evaluate
 from odn.files import write_atomically
 from odn.measure import macs_by_depth, measure_cost, measure_latency, train_macs
+from odn.metrics import Score
 from odn.narrowing import compression_summary
 from odn.network import NetworkSpec, Prefix, rebuild
 from odn.page import HEADINGS, cells, compression_sentence, render_page
@@ -23,10 +24,11 @@ from odn.processes import training_device
 from odn.recipe import RunConfig, read_run_config
 from odn.records import EpochRecord, read_history
 from odn.rivals import FULL, STOCK, build_rival
-from odn.runtime_rows import runtime_rows
+from odn.runtime_rows import on_test_split, runtime_rows
 from odn.search import plan_depths
-from odn.stopping import confirmed, meets_target, settle_target, wilson_interval
+from odn.stopping import confirmed, meets_target, settle_target
 from odn.storage import load_network, tensors_of
+from odn.tasks import METRIC_NAMES
 
 SCHEMA = 1
 
@@ -50,6 +52,8 @@ class Report:
         if figures["target_accuracy"] is not None:
             verdict = {True: "reached", False: "not reached", None: "unknown"}[figures["reached"]]
             kind = "automatic target" if figures["target_automatic"] else "target"
+            if figures["metric"] != "accuracy":
+                kind += f" {METRIC_NAMES[figures['metric']]}"
             title += f", {kind} {figures['target_accuracy']:.4f} {verdict}"
         caption = compression_sentence(figures["compression"])
         table = Table(title=f"{title}: depth {figures['depth']} of {figures['max_depth']}", caption=caption or None)
@@ -120,16 +124,16 @@ def _figures(
         rows.append(_extracted_row(run, spec, test, valid, config))
     mine = _row("pruned" if spec.channels else "extracted", network, config)
     mine["file_bytes"] = (run / "artifact" / "weights.safetensors").stat().st_size
-    correct = _judge(mine, network, test, valid)
+    on_valid, on_test = _judge(mine, network, test, valid)
     reached = None
     expand = settings.expand if settings else None
     if expand is not None:
         expand = settle_target(records, plan_depths(expand, full.depth)[-1], expand)
-    if settings and expand is not None and valid is not None and correct is not None:
+    if settings and expand is not None and on_valid is not None:
         own = [record for record in records if _trained(record, network.depth, mine["parameters"], spec)]
         # An automatic target was seen on this very split; only one that was given has to be confirmed.
         sure = not settings.expand.target_accuracy or confirmed(own, expand)
-        reached = sure and meets_target(correct, len(valid), expand)
+        reached = sure and meets_target(on_valid.metric, on_valid.value, on_valid.error, on_valid.count, expand)
     return {
         "schema": SCHEMA,
         "dataset": {
@@ -140,6 +144,8 @@ def _figures(
             "classes": len(manifest.labels),
             "input_shape": list(spec.input_shape),
         },
+        "task": manifest.task,
+        "metric": manifest.metric,
         "backbone": spec.backbone,
         "seed": settings.seed if settings else None,
         "target_accuracy": expand.target_accuracy or None if expand is not None else None,
@@ -156,6 +162,7 @@ def _figures(
         "refused": [
             {"name": export.runtime, "reason": export.reason} for export in manifest.exports if not export.kept
         ],
+        "classes": _classes(manifest.labels, on_test),
         "compression": compression_summary(records, settings.compress, expand) if settings and expand else None,
         "cost": _cost(artifact, records, config),
     }
@@ -175,18 +182,27 @@ def _extracted_row(
     return row
 
 
-def _judge(row: dict[str, Any], network: Prefix, test: Split | None, valid: Split | None) -> int | None:
-    """Fill in how a network does, and return how many validation images it classifies correctly."""
+def _judge(
+    row: dict[str, Any], network: Prefix, test: Split | None, valid: Split | None
+) -> tuple[Score | None, Score | None]:
+    """Fill in how a network does, and return its scores on the validation and the test split."""
     judged = copy.deepcopy(network).to(training_device())
-    correct = None
-    if valid is not None:
-        correct = evaluate(judged, valid)
-        row["valid_accuracy"] = correct / len(valid)
-    if test is not None:
-        hits = evaluate(judged, test)
-        row["test_accuracy"] = hits / len(test)
-        row["test_interval"] = list(wilson_interval(hits, len(test)))
-    return correct
+    on_valid, on_test = (None if split is None else evaluate(judged, split) for split in (valid, test))
+    if on_valid is not None:
+        row |= {"valid_accuracy": on_valid.accuracy, "valid_score": on_valid.value}
+    if on_test is not None:
+        row |= on_test_split(on_test)
+    return on_valid, on_test
+
+
+def _classes(labels: Sequence[str], score: Score | None) -> list[dict[str, Any]]:
+    """Tell how the deployed network does on each class of the test split."""
+    if score is None:
+        return []
+    return [
+        {"name": name, "count": count, "value": value}
+        for name, count, value in zip(labels, score.support, score.per_class, strict=True)
+    ]
 
 
 def _trained(record: EpochRecord, depth: int, parameters: int, spec: NetworkSpec) -> bool:
@@ -215,7 +231,9 @@ def _row(name: str, network: Prefix, config: ReportConfig) -> dict[str, Any]:
         "macs": cost.macs,
         "peak_activation_bytes": cost.peak_activation_bytes,
         "valid_accuracy": None,
+        "valid_score": None,
         "test_accuracy": None,
+        "test_score": None,
         "test_interval": None,
         "latency_ms": measure_latency(network, shape, config.latency_seconds, dtype)
         if config.latency_seconds

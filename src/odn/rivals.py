@@ -31,7 +31,7 @@ def build_rival(name: str, spec: NetworkSpec, *, seed: int = 0) -> nn.Module:
         torch.manual_seed(seed)
         if name == "mobilenet_v3_small":
             return _mobilenet(spec.input_shape[0], spec.classes).eval()
-        network = rebuild(spec) if name == FULL else build_network(name, spec.input_shape, spec.classes)
+        network = rebuild(spec) if name == FULL else build_network(name, spec.input_shape, spec.classes, task=spec.task)
         return network.prefix(network.max_depth).eval()
 
 

@@ -132,7 +132,9 @@ def planned_depths(config: RunConfig, data: DataSpec) -> list[int]:
     Returns:
         Ascending depths.
     """
-    full = build_network(config.backbone, data.input_shape, len(data.classes), width=config.width, device="meta")
+    full = build_network(
+        config.backbone, data.input_shape, len(data.classes), width=config.width, task=data.task, device="meta"
+    )
     return plan_depths(config.expand, full.max_depth)
 
 

@@ -128,7 +128,7 @@ def _session(job: Job) -> Session:
         artifact = load(directory)
         assert artifact.network.spec is not None
         rival = build_rival(job.rival, artifact.network.spec)
-        return torch_session(Deployed(rival, artifact.manifest.preprocessing), job.threads)
+        return torch_session(Deployed(rival, artifact.manifest.preprocessing, artifact.manifest.scaling), job.threads)
     if job.runtime == "torch":
         return open_session(directory, read_manifest(directory), "torch", job.threads)
     # Without a manifest: the file may have been written a moment ago, and its artifact is not complete.

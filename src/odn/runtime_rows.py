@@ -5,16 +5,15 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from odn.config import ReportConfig
 from odn.data import Split
 from odn.errors import OdnError
-from odn.exporting import write_images
+from odn.judging import Judge, write_images
 from odn.manifest import Exported, Manifest, check_files, files_of
+from odn.metrics import Score
 from odn.runner import Job, run_apart
 from odn.runtimes import RUNTIMES
-from odn.stopping import wilson_interval
+from odn.stopping import score_interval
 
 _log = logging.getLogger("odn")
 _BATCHES = (1, 64)
@@ -40,8 +39,8 @@ def runtime_rows(
         return []
     with tempfile.TemporaryDirectory() as folder:
         images = Path(folder) / "images.npy"
-        labels = None if test is None else write_images(test, images)
-        return [_row(directory, manifest, network, export, images, labels, config) for export in kept]
+        judge = None if test is None else write_images(test, images)
+        return [_row(directory, manifest, network, export, images, judge, config) for export in kept]
 
 
 def _row(
@@ -50,7 +49,7 @@ def _row(
     network: dict[str, Any],
     export: Exported,
     images: Path,
-    labels: Any,
+    judge: Judge | None,
     config: ReportConfig,
 ) -> dict[str, Any]:
     runtime = RUNTIMES[export.runtime]
@@ -62,15 +61,17 @@ def _row(
         "parameter_bytes": export.weight_bytes or (network["parameter_bytes"] if exact else None),
         "file_bytes": sum((directory / name).stat().st_size for name in files_of(export.runtime)),
         "peak_activation_bytes": None,
-        "valid_accuracy": export.valid_accuracy,
+        "valid_accuracy": export.valid_score if network["test_accuracy"] is not None else None,
+        "valid_score": export.valid_score,
         "test_accuracy": None,
+        "test_score": None,
         "test_interval": None,
         "latency_ms": None,
     }
     job = Job(
         directory=str(directory),
         runtime=export.runtime,
-        images="" if labels is None else str(images),
+        images="" if judge is None else str(images),
         seconds=config.latency_seconds,
         batches=_BATCHES,
         input_shape=manifest.preprocessing.input_shape,
@@ -81,7 +82,19 @@ def _row(
     except OdnError as error:  # its library may not be installed here
         _log.warning("%s is not measured: %s", export.runtime, error)
         return row
-    if outcome.logits is not None:
-        hits = int(np.sum(outcome.logits.argmax(1) == labels))
-        row |= {"test_accuracy": hits / len(labels), "test_interval": list(wilson_interval(hits, len(labels)))}
+    if outcome.logits is not None and judge is not None:
+        row |= on_test_split(judge.score(outcome.logits))
     return {**row, "latency_ms": outcome.latency_ms or None}
+
+
+def on_test_split(score: Score) -> dict[str, Any]:
+    """Put a score on the test split into the words of a report.
+
+    Args:
+        score: of a network.
+
+    Returns:
+        Accuracy where there is such a thing, score and its 95 % interval.
+    """
+    interval = score_interval(score.metric, score.value, score.error, score.count)
+    return {"test_accuracy": score.accuracy, "test_score": score.value, "test_interval": list(interval)}

@@ -18,17 +18,17 @@ class ExpandResult:
 
     Attributes:
         depth: the depth kept: the shallowest one tried that holds the target, or, where none does, the one with the
-            best validation accuracy.
+            best validation score.
         reached: whether the target was reached and confirmed.
         target_accuracy: the target, or with an automatic one what it came to be.
-        valid_accuracy: of the averaged weights kept for that depth, a fraction.
+        valid_score: of the averaged weights kept for that depth, in the metric of the data.
         records: every epoch, oldest first.
     """
 
     depth: int
     reached: bool
     target_accuracy: float
-    valid_accuracy: float
+    valid_score: float
     records: tuple[EpochRecord, ...]
 
 
@@ -104,7 +104,7 @@ def _holding(records: Sequence[EpochRecord], config: ExpandConfig, *, auto: bool
     """Depths that hold the target: confirmed, or with an automatic target the accuracy it was derived from."""
     reached = {record.depth for record in records if record.stop == StopReason.TARGET_REACHED}
     if auto and config.target_accuracy:
-        reached |= {record.depth for record in records if record.valid_accuracy >= config.target_accuracy}
+        reached |= {record.depth for record in records if record.valid_score >= config.target_accuracy}
     return reached
 
 
@@ -123,11 +123,11 @@ def expand_result(records: Sequence[EpochRecord], depths: Sequence[int], config:
     holding = _holding(records, settled, auto=not config.target_accuracy)
     candidates = [record for record in records if record.depth == min(holding)] if holding else records
     # max() keeps the first of equals: the shallowest depth.
-    best = max(candidates, key=lambda record: record.valid_correct)
+    best = max(candidates, key=lambda record: record.valid_score)
     return ExpandResult(
         depth=best.depth,
         reached=bool(holding),
         target_accuracy=settled.target_accuracy,
-        valid_accuracy=best.valid_accuracy,
+        valid_score=best.valid_score,
         records=tuple(records),
     )

@@ -67,7 +67,7 @@ class Service:
             files: their encoded content.
 
         Returns:
-            ``label`` and ``probability`` of each.
+            ``label``, ``probability`` and ``values`` of each.
 
         Raises:
             Refused: when there are none or too many, one cannot be decoded, or too many images wait.
@@ -81,7 +81,10 @@ class Service:
             logits = await self.batcher.run(images)
         except Overloaded as error:
             raise Refused(503, "overloaded", f"{self.limits.queue} images are waiting; try again") from error
-        return [{"label": p.label, "probability": p.probability} for p in self.manifest.predictions(logits)]
+        return [
+            {"label": p.label, "probability": p.probability, "values": dict(p.values)}
+            for p in self.manifest.predictions(logits)
+        ]
 
     def _decode(self, files: Sequence[IO[bytes]]) -> Pixels:
         shape = self.manifest.preprocessing.input_shape

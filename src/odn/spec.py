@@ -9,6 +9,7 @@ import torch
 
 from odn.errors import OdnError, UsageError
 from odn.tables import from_table, to_table
+from odn.tasks import Task
 
 SCHEMA = 2
 _MAX_SIDE, _MAX_CLASSES, _MAX_VOCABULARY = 8192, 1_000_000, 10_000_000
@@ -39,7 +40,8 @@ class NetworkSpec:
         vocabulary: number of different tokens; 0 for images, and for the backbone's own.
         config: numbers that shape a text encoder which came from a directory.
         channels: what layers give by their name, where that is less than in the backbone.
-        schema: version of this format; 1 had neither ``channels`` nor anything about texts.
+        task: what the heads are made for; only segmentation has others.
+        schema: version of this format; 1 had neither ``channels`` nor anything about texts or tasks.
     """
 
     backbone: str
@@ -50,6 +52,7 @@ class NetworkSpec:
     vocabulary: int = 0
     config: dict[str, Any] | None = None
     channels: dict[str, int] = field(default_factory=dict)
+    task: Task = "classification"
     schema: int = SCHEMA
 
     def __post_init__(self) -> None:

@@ -13,7 +13,6 @@ from typing import Literal, final
 import torch
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
@@ -22,6 +21,7 @@ from odn.data import Split
 from odn.distillation import Teacher
 from odn.errors import OdnError, UsageError
 from odn.layers import to_channels_last
+from odn.losses import task_loss
 from odn.network import Prefix
 from odn.processes import accelerator, copy_from_first, share, total, training_device
 from odn.schedules import Schedule
@@ -97,7 +97,7 @@ class Stage:
         new_head: bool = False,
         teacher: Teacher | None = None,
     ) -> None:
-        self.config = config
+        self.config, self.task = config, train.spec.task
         self.device, self.share = training_device(), share()
         self.precision = resolve_precision(config.precision, self.device)
         self.batch_size = batch_size_for(config, len(train))
@@ -157,7 +157,7 @@ class Stage:
 
         Args:
             x_BCHW: normalised images, this process's share of the batch.
-            labels_B: their classes.
+            labels_B: their labels, or what else the task wants of them.
             schedule: factor on the learning rate.
 
         Returns:
@@ -200,7 +200,7 @@ class Stage:
     def _loss(self, x: Tensor, labels: Tensor, share: float) -> Tensor:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
             logits = self.model(x)
-            loss = F.cross_entropy(logits, labels, label_smoothing=self.config.label_smoothing)
+            loss = task_loss(self.task, logits, labels, label_smoothing=self.config.label_smoothing)
             if self.teacher is not None:
                 loss = self.teacher.loss(x, logits, loss)
         return loss * share

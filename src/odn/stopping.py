@@ -8,6 +8,7 @@ from statistics import NormalDist
 
 from odn.config import ExpandConfig
 from odn.records import EpochRecord, Phase, StopReason
+from odn.tasks import Metric
 
 
 def wilson_interval(correct: int, count: int, confidence: float = 0.95) -> tuple[float, float]:
@@ -28,22 +29,49 @@ def wilson_interval(correct: int, count: int, confidence: float = 0.95) -> tuple
     return max(0.0, centre - half), min(1.0, centre + half)
 
 
-def meets_target(correct: int, count: int, config: ExpandConfig) -> bool:
+def score_interval(
+    metric: Metric, score: float, error: float, count: int, confidence: float = 0.95
+) -> tuple[float, float]:
+    """Return the two-sided interval of a score.
+
+    Args:
+        metric: what it is a value of.
+        score: the value.
+        error: its standard error.
+        count: samples, 1 or more.
+        confidence: coverage of the interval, above 0 and below 1.
+
+    Returns:
+        Lower and upper bound: Wilson's for an accuracy, else the normal one, at most 1 and but for R² at least 0.
+    """
+    if metric == "accuracy":
+        return wilson_interval(round(score * count), count, confidence)
+    half = NormalDist().inv_cdf(0.5 + confidence / 2) * error
+    return (score - half if metric == "r2" else max(0.0, score - half)), min(1.0, score + half)
+
+
+def meets_target(metric: Metric, score: float, error: float, count: int, config: ExpandConfig) -> bool:
     """Tell whether one evaluation reaches the target.
 
     Args:
-        correct: validation images classified correctly.
-        count: validation images.
+        metric: of the target.
+        score: on the validation split.
+        error: its standard error.
+        count: validation samples.
         config: the target and, where asked for, the confidence it must be reached with.
 
     Returns:
-        True when the accuracy, or with ``config.confidence`` its lower Wilson bound, is at the target or above.
+        True when the score, or with ``config.confidence`` its lower bound, is at the target or above.
     """
     if not config.target_accuracy:
         return False
     if config.confidence:
-        return wilson_interval(correct, count, config.confidence)[0] >= config.target_accuracy
-    return correct / count >= config.target_accuracy
+        return score_interval(metric, score, error, count, config.confidence)[0] >= config.target_accuracy
+    return score >= config.target_accuracy
+
+
+def _met(record: EpochRecord, config: ExpandConfig) -> bool:
+    return meets_target(record.metric, record.valid_score, record.valid_error, record.valid_count, config)
 
 
 def confirmed(records: Sequence[EpochRecord], config: ExpandConfig) -> bool:
@@ -59,7 +87,7 @@ def confirmed(records: Sequence[EpochRecord], config: ExpandConfig) -> bool:
     for _, phase in groupby(records, key=lambda record: (record.phase, record.depth, record.narrowed)):
         row = 0
         for record in phase:
-            row = row + 1 if meets_target(record.valid_correct, record.valid_count, config) else 0
+            row = row + 1 if _met(record, config) else 0
             if row >= config.confirmations:
                 return True
     return False
@@ -78,7 +106,7 @@ def almost_reached(records: Sequence[EpochRecord], config: ExpandConfig) -> bool
     Returns:
         True when the best error is at most ``config.reach`` times the target's.
     """
-    error = 1 - max(record.valid_accuracy for record in records)
+    error = 1 - max(record.valid_score for record in records)
     worthwhile = config.cooldown_epochs > 0 and config.target_accuracy > 0
     return worthwhile and error <= config.reach * (1 - config.target_accuracy)
 
@@ -124,14 +152,13 @@ def settle_target(records: Sequence[EpochRecord], deepest: int, config: ExpandCo
         epochs = list(group)
         if epochs[-1].stop is None:
             return config
-        top = max(epochs, key=lambda record: record.valid_correct)
+        top = max(epochs, key=lambda record: record.valid_score)
         if best is not None:
-            error = math.sqrt(best.valid_accuracy * (1 - best.valid_accuracy) / best.valid_count)
-            idle = idle + 1 if top.valid_accuracy - best.valid_accuracy < error else 0
-        best = top if best is None else max(best, top, key=lambda record: record.valid_correct)
+            idle = idle + 1 if top.valid_score - best.valid_score < best.valid_error else 0
+        best = top if best is None else max(best, top, key=lambda record: record.valid_score)
     if best is None or (idle < 2 and growing[-1].depth < deepest):
         return config
-    return dataclasses.replace(config, target_accuracy=best.valid_accuracy - config.within)
+    return dataclasses.replace(config, target_accuracy=best.valid_score - config.within)
 
 
 def hopeless(records: Sequence[EpochRecord], config: ExpandConfig) -> bool:
@@ -150,7 +177,7 @@ def hopeless(records: Sequence[EpochRecord], config: ExpandConfig) -> bool:
     count = len(records)
     if count < max(8, records[-1].cap // 2) or not config.target_accuracy:
         return False  # at first learning curves may still steepen
-    accuracies = [record.valid_accuracy for record in records]
+    accuracies = [record.valid_score for record in records]
     first, second, third = (max(accuracies[: count // part]) for part in (4, 2, 1))
     if third - second > second - first:
         return False
@@ -175,7 +202,7 @@ def decide(records: Sequence[EpochRecord], config: ExpandConfig) -> StopReason |
     stage = list(takewhile(lambda r: (r.phase, r.depth) == (last.phase, last.depth), reversed(records)))[::-1]
     if last.train_loss is None:
         return StopReason.NON_FINITE
-    met = [meets_target(record.valid_correct, record.valid_count, config) for record in stage]
+    met = [_met(record, config) for record in stage]
     if len(met) >= config.confirmations and all(met[-config.confirmations :]):
         return StopReason.TARGET_REACHED
     if len(stage) >= last.cap:
@@ -187,8 +214,8 @@ def decide(records: Sequence[EpochRecord], config: ExpandConfig) -> StopReason |
     # An evaluation that meets the target is waiting for its confirmation: growing now would waste it.
     patience = max(config.patience, last.cap // 8)
     if len(stage) > patience and not met[-1]:
-        before = max(record.valid_accuracy for record in stage[:-patience])
-        recent = max(record.valid_accuracy for record in stage[-patience:])
+        before = max(record.valid_score for record in stage[:-patience])
+        recent = max(record.valid_score for record in stage[-patience:])
         if recent < before + config.min_improvement:
             return StopReason.PLATEAU
     return None

@@ -48,7 +48,8 @@ async function classify(file) {
     const told = await answer.json();
     if (!answer.ok) throw new Error(told.error.message);
     const best = told.predictions[0];
-    label.textContent = best.label + " (" + (100 * best.probability).toFixed(1) + " %)";
+    label.textContent = best.probability === null ? best.label
+      : best.label + " (" + (100 * best.probability).toFixed(1) + " %)";
   } catch (error) {
     label.className = "error";
     label.textContent = error.message;

@@ -68,7 +68,7 @@ def narrow(network: nn.Module, channels: Mapping[str, int], input_shape: tuple[i
         network.train(training)
         for hook in hooks:
             hook.remove()
-    if tuple(logits.shape) != (1, classes):
+    if tuple(logits.shape[:2]) != (1, classes):
         raise UsageError(f"the narrowed network gives {logits.shape[1]} logits; allowed: {classes}, one per class")
 
 

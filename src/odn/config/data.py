@@ -1,8 +1,10 @@
 """Settings of the data and their augmentation. No torch here."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 from odn.config.checks import require
+from odn.tasks import Metric, Task, choose_metric
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +34,8 @@ class DataConfig:
     """How a dataset is read and split.
 
     Attributes:
+        task: what is asked of a sample; ``auto`` is what the data's labels look like.
+        metric: what the target is a value of; ``auto`` is the task's own.
         valid_fraction: share of the training images held out for validation, in (0, 0.5]; 0 means 0.1, or 0.2
             where fewer than 5,000 images are at hand.
         test_fraction: share of the images kept for the report where the dataset brings no test split.
@@ -43,6 +47,8 @@ class DataConfig:
         workers: processes that decode a streamed dataset; 0 means one per CPU core, at most 8.
     """
 
+    task: Literal["auto", Task] = "auto"
+    metric: Literal["auto", Metric] = "auto"
     valid_fraction: float = 0.0
     test_fraction: float = 0.2
     train_limit: int = 0
@@ -52,6 +58,8 @@ class DataConfig:
     workers: int = 0
 
     def __post_init__(self) -> None:
+        if self.task != "auto":
+            choose_metric(self.task, self.metric)
         require(
             0 <= self.valid_fraction <= 0.5,
             f"data.valid_fraction is {self.valid_fraction}; allowed: above 0 to 0.5, or 0 for the default",

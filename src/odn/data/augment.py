@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from odn.config import AugmentConfig
+from odn.metrics import IGNORED
 
 
 def augment(x_BCHW: Tensor, config: AugmentConfig, generator: torch.Generator) -> Tensor:
@@ -25,8 +26,37 @@ def augment(x_BCHW: Tensor, config: AugmentConfig, generator: torch.Generator) -
     Returns:
         Changed images, same shape, type and device.
     """
+    grid = _draw_grid(x_BCHW, config, generator)
+    return x_BCHW if grid is None else _move(x_BCHW, grid, config)
+
+
+def augment_with_masks(
+    x_BCHW: Tensor, masks_BHW: Tensor, config: AugmentConfig, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Do what ``augment`` does, and move the labels of the pixels along.
+
+    Args:
+        x_BCHW: images, as for ``augment``.
+        masks_BHW: int64 labels of their pixels.
+        config: the largest amounts.
+        generator: a CPU generator.
+
+    Returns:
+        Changed images and masks; a pixel that moved in from outside has no label, ``IGNORED``.
+    """
+    grid = _draw_grid(x_BCHW, config, generator)
+    if grid is None:
+        return x_BCHW, masks_BHW
+    # Counted from the mark of no label, so that the zeros from outside stand for it.
+    counted = (masks_BHW - IGNORED)[:, None].to(grid)
+    masks = F.grid_sample(counted, grid, mode="nearest", padding_mode="zeros", align_corners=False)
+    return _move(x_BCHW, grid, config), masks[:, 0].round().long() + IGNORED
+
+
+def _draw_grid(x_BCHW: Tensor, config: AugmentConfig, generator: torch.Generator) -> Tensor | None:
+    """Draw where every pixel of a batch comes from; None where nothing is to be changed."""
     if not (config.shift or config.rotate_degrees or config.flip):
-        return x_BCHW
+        return None
     batch, _, height, width = x_BCHW.shape
 
     def uniform(limit: float) -> Tensor:
@@ -46,6 +76,9 @@ def augment(x_BCHW: Tensor, config: AugmentConfig, generator: torch.Generator) -
         torch.stack([sin * mirror * width / height, cos, shift_y * 2 / height], dim=1),
     ]
     theta = torch.stack(rows, dim=1).to(x_BCHW.device, x_BCHW.dtype)
-    grid = F.affine_grid(theta, list(x_BCHW.shape), align_corners=False)
+    return F.affine_grid(theta, list(x_BCHW.shape), align_corners=False)
+
+
+def _move(x_BCHW: Tensor, grid: Tensor, config: AugmentConfig) -> Tensor:
     mode = "bilinear" if config.rotate_degrees else "nearest"
     return F.grid_sample(x_BCHW, grid, mode=mode, padding_mode="zeros", align_corners=False)

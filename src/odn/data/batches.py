@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from odn.data.augment import augment
+from odn.data.augment import augment, augment_with_masks
 from odn.data.splits import Split, derive_seed
 
 
@@ -65,7 +65,7 @@ def training_batches(
         share: which images of every batch this process takes.
 
     Yields:
-        float32 images of shape (B, C, H, W) and int64 labels of shape (B,).
+        float32 images of shape (B, C, H, W) and their labels.
     """
     order = epoch_order(split, batch_size, seed=seed)[first * batch_size :]
     if not len(order):
@@ -73,7 +73,11 @@ def training_batches(
     mine = order.view(-1, min(batch_size, len(order)))[:, share.rank :: share.world]
     for number, (images, labels) in enumerate(split.batches(mine.shape[1], mine.flatten(), device), first):
         generator = torch.Generator().manual_seed(derive_seed(seed, "batch", number, *share.parts))
-        x_BCHW = augment(images.float() / 255, split.spec.augment, generator)
+        x_BCHW = images.float() / 255
+        if split.spec.task == "segmentation":
+            x_BCHW, labels = augment_with_masks(x_BCHW, labels, split.spec.augment, generator)
+        else:
+            x_BCHW = augment(x_BCHW, split.spec.augment, generator)
         yield split.spec.preprocessing.normalise(x_BCHW), labels
 
 
@@ -97,7 +101,7 @@ def plain_batches(
         share: which images this process takes.
 
     Yields:
-        float32 images of shape (B, C, H, W) and int64 labels of shape (B,).
+        float32 images of shape (B, C, H, W) and their labels.
     """
     indices = torch.arange(len(split))
     if count is not None:

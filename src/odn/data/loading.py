@@ -5,17 +5,19 @@ from pathlib import Path
 from typing import final
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from odn.config import AugmentConfig, DataConfig
+from odn.data.dividing import check_classes, divide
 from odn.data.folder import common_shape, decode_all, read_folder
-from odn.data.sources import Labels, Samples, Source, read_digits, read_npz, read_torchvision
-from odn.data.splits import DataSpec, FileSplit, Split, TensorSplit, derive_seed
+from odn.data.npz import read_npz
+from odn.data.sources import Labels, Samples, Source, read_digits, read_torchvision
+from odn.data.splits import DataSpec, FileSplit, Split, TensorSplit
 from odn.defaults import DATASETS, require_dataset
 from odn.errors import OdnError, UsageError
 from odn.images import Preprocessing
+from odn.tasks import choose_metric
 
 
 @final
@@ -70,17 +72,28 @@ def load_data(
         UsageError: when there is no such dataset.
     """
     config = config or DataConfig()
-    source = _read(dataset, Path(data_dir))
+    source = _read(dataset, Path(data_dir), config)
     if augment is None:
         augment = DATASETS[dataset].augment if dataset in DATASETS else AugmentConfig()
-    _check_classes(source)
-    train, valid, held_out = _divide(source, config, seed)
+    check_classes(source)
+    train, valid, held_out = divide(source, config, seed)
     spec_of = _Loader(source, config, augment, seed)
     return spec_of.load(train, valid, held_out)
 
 
-def _read(dataset: str, data_dir: Path) -> Source:
+def _read(dataset: str, data_dir: Path, config: DataConfig) -> Source:
     require_dataset(dataset)
+    source = _read_any(dataset, data_dir, config)
+    if config.task not in ("auto", source.task):
+        raise UsageError(
+            f"--task {config.task} for {source.name}, whose labels are classes; allowed: an .npz file with labels of "
+            "that kind"
+        )
+    choose_metric(source.task, config.metric)
+    return source
+
+
+def _read_any(dataset: str, data_dir: Path, config: DataConfig) -> Source:
     if dataset == "digits":
         return read_digits()
     if dataset in DATASETS:
@@ -89,89 +102,8 @@ def _read(dataset: str, data_dir: Path) -> Source:
     if path.is_dir():
         return read_folder(path)
     if path.suffix == ".npz":
-        return read_npz(path)
+        return read_npz(path, config.task)
     raise UsageError(f"{dataset} is a file; allowed: an .npz file, a folder of images, or a dataset's name")
-
-
-def _check_classes(source: Source) -> None:
-    if len(source.classes) < 2:
-        raise OdnError(
-            f"{source.name} has {len(source.classes)} class{' (' + source.classes[0] + ')' if source.classes else ''}"
-            "; a classifier needs two or more"
-        )
-    per_class = np.bincount(source.train.labels, minlength=len(source.classes))
-    needed = 1 + (source.valid is None) + (source.test is None)
-    if per_class.min() < needed:
-        name = source.classes[int(per_class.argmin())]
-        raise OdnError(
-            f"{source.name}: class '{name}' has {per_class.min()} training images; {needed} or more are needed to "
-            "split them; add images or remove the class"
-        )
-
-
-def _divide(source: Source, config: DataConfig, seed: int) -> tuple[Samples, Samples, Callable[[], Samples]]:
-    train, valid, read_test = source.train, source.valid, source.test
-    if read_test is None:
-        held_out, train = _split_off(train, config.test_fraction, seed=0)
-        read_test = lambda: held_out  # noqa: E731
-    if valid is None:
-        fraction = config.valid_fraction or (0.1 if len(train.labels) >= 5000 else 0.2)
-        valid, train = _split_off(train, fraction, seed)
-    if config.train_limit:
-        if config.train_limit < len(source.classes):
-            raise UsageError(
-                f"--train-limit is {config.train_limit} but {source.name} has {len(source.classes)} classes; "
-                "allowed: at least one image per class"
-            )
-        train, valid = (_limit(part, config.train_limit, seed) for part in (train, valid))
-    return train, valid, read_test
-
-
-def _split_off(samples: Samples, fraction: float, seed: int) -> tuple[Samples, Samples]:
-    """Return a stratified share of the samples, and the rest."""
-    from sklearn.model_selection import train_test_split
-
-    labels = samples.labels
-    classes = len(np.unique(labels))
-    count = min(max(round(fraction * len(labels)), classes), len(labels) - classes)
-    random_state = derive_seed(seed, "split") % 2**32
-    try:
-        rest, part = train_test_split(
-            np.arange(len(labels)), test_size=count, stratify=labels, random_state=random_state
-        )
-    except ValueError as error:
-        raise OdnError(f"{len(labels)} images of {classes} classes cannot be split: {error} Add images.") from error
-    return samples.take(np.sort(part)), samples.take(np.sort(rest))
-
-
-def _limit(samples: Samples, limit: int, seed: int) -> Samples:
-    if limit >= len(samples.labels):
-        return samples
-    return samples.take(stratified_subset(samples.labels, limit, seed))
-
-
-def stratified_subset(labels: Labels, count: int, seed: int) -> npt.NDArray[np.int64]:
-    """Choose samples so that every class keeps its share, and at least one sample.
-
-    Args:
-        labels: class of each sample, shape (N,).
-        count: samples to choose, at least one per class and at most N.
-        seed: of the choice.
-
-    Returns:
-        Positions of the chosen samples, ascending, shape (count,).
-    """
-    generator = np.random.default_rng(derive_seed(seed, "limit"))
-    order = generator.permutation(len(labels))
-    # The k-th of n samples of a class stands at (k + 1/2) / n of the way: a prefix by that rank is stratified.
-    totals = np.bincount(labels)
-    seen = np.zeros_like(totals)
-    rank = np.empty(len(labels))
-    for position in order:
-        label = labels[position]
-        rank[position] = 0.0 if seen[label] == 0 else (seen[label] + 0.5) / totals[label]
-        seen[label] += 1
-    return np.sort(order[np.argsort(rank[order], kind="stable")][:count])
 
 
 @final
@@ -185,9 +117,10 @@ class _Loader:
         shape = self._shape(train, valid)
         train, histogram = self._decode(train, shape)
         valid, _ = self._decode(valid, shape)
-        if self.config.skip_bad_files:
+        if self.config.skip_bad_files and self.source.task == "classification":
             self._check_left_over(train)
         mean, std = _statistics(histogram)
+        target_mean, target_std = _target_statistics(train.labels) if self.source.task == "regression" else ((), ())
         spec = DataSpec(
             name=self.source.name,
             classes=self.source.classes,
@@ -196,6 +129,10 @@ class _Loader:
             valid_count=len(valid.labels),
             seed=self.seed,
             augment=self.augment,
+            task=self.source.task,
+            metric=choose_metric(self.source.task, self.config.metric),
+            target_mean=target_mean,
+            target_std=target_std,
         )
 
         def test() -> Split:
@@ -240,6 +177,8 @@ class _Loader:
 
     def _split(self, samples: Samples, spec: DataSpec) -> Split:
         labels = torch.from_numpy(samples.labels)
+        if spec.task == "regression":
+            labels = (labels - torch.tensor(spec.target_mean)) / torch.tensor(spec.target_std)
         if isinstance(samples.images, Tensor):
             return TensorSplit(samples.images, labels, spec)
         return FileSplit(samples.images, labels, spec, self.config.workers)
@@ -257,3 +196,10 @@ def _statistics(histogram: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]
     std = ((counts * (values - mean[:, None]) ** 2).sum(1) / counts.sum(1)).sqrt()
     # A channel that never varies would divide by zero; a grey level is the finest difference there can be.
     return tuple(mean.tolist()), tuple(std.clamp(min=1 / 255).tolist())
+
+
+def _target_statistics(labels: Labels) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    values = labels.astype(np.float64)
+    std = values.std(0)
+    # A number that never varies would divide by zero.
+    return tuple(values.mean(0).tolist()), tuple(np.where(std > 0, std, 1.0).tolist())

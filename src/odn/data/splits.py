@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 from odn.config import AugmentConfig
 from odn.images import BadImage, Preprocessing, decode, image_warnings
 from odn.launch import local_world_size
+from odn.tasks import Metric, Task
 
 
 def derive_seed(seed: int, *parts: str | int) -> int:
@@ -39,12 +40,16 @@ class DataSpec:
 
     Attributes:
         name: of the dataset.
-        classes: names of the labels, in the order of the logits.
+        classes: names of the labels, in the order of the logits; for regression of the numbers.
         preprocessing: from image to input, with statistics of the training split.
         train_count: images in the training split.
         valid_count: images in the validation split.
         seed: of the split.
         augment: changes made to training images.
+        task: what is asked of an image.
+        metric: what a score is a value of.
+        target_mean: for regression, mean of each number over the training split; the network gives them standardised.
+        target_std: likewise their standard deviation.
     """
 
     name: str
@@ -54,6 +59,15 @@ class DataSpec:
     valid_count: int
     seed: int
     augment: AugmentConfig
+    task: Task = "classification"
+    metric: Metric = "accuracy"
+    target_mean: tuple[float, ...] = ()
+    target_std: tuple[float, ...] = ()
+
+    @property
+    def scaling(self) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+        """Mean and standard deviation of the numbers of a regression, None for other tasks."""
+        return (self.target_mean, self.target_std) if self.task == "regression" else None
 
     @property
     def input_shape(self) -> tuple[int, int, int]:
@@ -70,7 +84,7 @@ class Split(Protocol):
         """Return the number of images."""
 
     def batches(self, batch_size: int, indices: Tensor, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield the images at ``indices``, in that order, as (uint8 images BCHW, int64 labels B)."""
+        """Yield the images at ``indices``, in that order, as (uint8 images BCHW, labels as the task has them)."""
 
     def name(self, index: int) -> str:
         """Say which image stands at a position."""
@@ -82,7 +96,8 @@ class TensorSplit:
 
     Args:
         images: uint8, shape (N, C, H, W).
-        labels: int64, shape (N,), indices into the classes of ``spec``.
+        labels: of all N samples: int64 indices into the classes of ``spec``, shape (N,), for segmentation
+            (N, H, W); else float32 numbers of shape (N, K).
         spec: of the dataset.
     """
 
@@ -105,13 +120,14 @@ class TensorSplit:
             device: where the batches are wanted; the whole split moves there at the first call.
 
         Yields:
-            uint8 images of shape (B, C, H, W) and int64 labels of shape (B,).
+            uint8 images of shape (B, C, H, W) and their labels.
         """
         if self._resident[0].device != device:
             self._resident = (self.images.to(device), self.labels.to(device))
         images, labels = self._resident
         for chunk in indices.to(device).split(batch_size):
-            yield images[chunk], labels[chunk]
+            chosen = labels[chunk]  # masks are held in fewer bytes than they are computed with
+            yield images[chunk], chosen if chosen.is_floating_point() else chosen.long()
 
     def name(self, index: int) -> str:
         """Return the image's position: images in memory have no other name."""
