@@ -21,8 +21,15 @@ SEEDS = (0, 1, 2)
 # name of the cell: dataset, flags of odn run
 JOBS = {
     "mnist": ("mnist", ["--backbone", "resnet18", "--target", "0.993"]),
-    "mnist depth 2": ("mnist", ["--backbone", "resnet18", "--target", "0.993", "--depths", "2"]),
-    "fashion-mnist": ("fashion-mnist", ["--train-limit", "10000"]),
+    # For its latencies: what it learns does not matter to them, so that it learns briefly.
+    "mnist depth 2": (
+        "mnist",
+        ["--backbone", "resnet18", "--depths", "2", "--target", "0.99", "--finetune-epochs", "4"],
+    ),
+    "fashion-mnist": (
+        "fashion-mnist",
+        ["--backbone", "cifar_resnet20", "--depths", "6", "--target", "0.93", "--finetune-epochs", "20"],
+    ),
 }
 # What a compressed product is asked for, once `odn run --compress` is there: cell -> argument.
 WIDTHS: dict[str, str] = {}
@@ -44,6 +51,8 @@ BARS = {
     "mnist_int8_file_bytes": "<= 50,000",
     "mnist_int8_test_accuracy_mean": ">= 0.9950",
     "int8_drop_max": "<= 0.001",
+    "fashion_mnist_int8_test_accuracy_mean": ">= 0.926",
+    "fashion_mnist_int8_file_bytes": "<= 100,000",
     "latency_ratio_vs_full": "<= 0.05",
     "int8_vs_fp32_latency_ratio": "<= 0.6",
     "fp32_parity_max": "<= 1e-4",
@@ -52,7 +61,7 @@ BARS = {
 COLUMNS = (
     "cell", "seed", "depth", "parameters", "fp32_file_bytes", "fp32_weight_bytes", "int8_file_bytes",
     "int8_weight_bytes", "fp32_test", "int8_test", "int8_kept", "int8_valid_drop", "parity", "fp32_ms", "int8_ms",
-    "full_ms", "resnet20_ms", "mobilenet_ms", "images_per_second", "bare_images_per_second", "commit",
+    "resnet18_ms", "resnet20_ms", "mobilenet_ms", "images_per_second", "bare_images_per_second", "commit",
 )  # fmt: skip
 
 
@@ -101,21 +110,18 @@ def train(dataset: str, flags: list[str], seed: int, data_dir: Path, run: Path) 
     )
 
 
-def measure(dataset: str, flags: list[str], seed: int, data_dir: Path, run: Path, quick: bool) -> Row:
+def measure(dataset: str, data_dir: Path, run: Path, quick: bool) -> Row:
     """Fill one row.
 
     Args:
         dataset: its name.
-        flags: further flags of odn run.
-        seed: of the run.
         data_dir: of the named datasets.
-        run: the run directory.
+        run: the run directory, complete.
         quick: measure briefly.
 
     Returns:
         The figures.
     """
-    train(dataset, flags, seed, data_dir, run)
     artifact = run / "artifact"
     report = json.loads((run / "report.json").read_text())
     rows = {row["name"]: row for row in report["networks"]}
@@ -147,8 +153,8 @@ def measure(dataset: str, flags: list[str], seed: int, data_dir: Path, run: Path
         "parity": exports["onnx"]["max_difference"],
         "fp32_ms": p50("artifact"),
         "int8_ms": p50("artifact", "int8"),
-        "full_ms": p50("full"),
-        "resnet20_ms": p50("cifar_resnet20"),
+        "resnet18_ms": p50("resnet18") or p50("full resnet18"),
+        "resnet20_ms": p50("cifar_resnet20") or p50("full cifar_resnet20"),
         "mobilenet_ms": p50("mobilenet"),
         "images_per_second": ours,
         "bare_images_per_second": bare,
@@ -242,11 +248,14 @@ def summarise(rows: list[Row]) -> Row:
 
     mnist = [row for row in rows if row["cell"] == "mnist"]
     deeper = [row for row in rows if row["cell"] == "mnist depth 2"]
+    fashion = [row for row in rows if row["cell"] == "fashion-mnist"]
     return {
         "mnist_int8_file_bytes": over([row["int8_file_bytes"] for row in mnist], max),
         "mnist_int8_test_accuracy_mean": over([row["int8_test"] for row in mnist], fmean),
+        "fashion_mnist_int8_test_accuracy_mean": over([row["int8_test"] for row in fashion], fmean),
+        "fashion_mnist_int8_file_bytes": over([row["int8_file_bytes"] for row in fashion], max),
         "int8_drop_max": over([row["fp32_test"] - row["int8_test"] if row["int8_test"] else None for row in rows], max),
-        "latency_ratio_vs_full": over([ratio(row, "int8_ms", "full_ms") for row in mnist], max),
+        "latency_ratio_vs_full": over([ratio(row, "int8_ms", "resnet18_ms") for row in mnist], max),
         "int8_vs_fp32_latency_ratio": over([ratio(row, "int8_ms", "fp32_ms") for row in deeper], max),
         "fp32_parity_max": over([row["parity"] for row in rows], max),
         "predict_throughput_ratio": over(
@@ -260,13 +269,18 @@ def main() -> None:
     options = parse("deploy", __doc__ or "")
     cells = Cells(options.out, summarise)
     runs = ROOT / "runs" / ("deploy_quick" if options.quick else "deploy")
+    jobs: list[tuple[Row, Callable[[], Row]]] = []
     for cell, (dataset, flags) in list(JOBS.items())[: 2 if options.quick else None]:
         compress = ["--compress", WIDTHS[cell]] if cell in WIDTHS else []
         final = settle_flags([*flags, *compress, *(QUICK if options.quick else [])])
         for seed in SEEDS[:1] if options.quick else SEEDS:
             run = runs / f"{cell.replace(' ', '-')}-{seed}"
-            work = partial(measure, dataset, final, seed, options.data_dir, run, options.quick)
-            cells.run({"cell": cell, "seed": seed}, work)
+            if not (run / "report.json").is_file():
+                train(dataset, final, seed, options.data_dir, run)
+            work = partial(measure, dataset, options.data_dir, run, options.quick)
+            jobs.append(({"cell": cell, "seed": seed}, work))
+    for key, work in jobs:  # when all is trained, so that nothing runs beside what is timed
+        cells.run(key, work)
     cells.save()
     bars: list[Row] = [
         {"figure": name, "bar": BARS[name], "measured": value} for name, value in summarise(cells.rows).items()
@@ -275,8 +289,8 @@ def main() -> None:
         "Each row is one `odn run --to onnx,int8` in a fresh process; accuracies are those of the files in their own "
         "runtime, on the test split, which each run reads once. `*_weight_bytes` are the constants in a file, "
         "`*_file_bytes` the whole of it. Latencies are medians at batch 1 with one thread, all in onnxruntime; "
-        "`full_ms`, `resnet20_ms` and `mobilenet_ms` are the full depth of the same backbone, `cifar_resnet20` and "
-        "torchvision's MobileNetV3-small, in fp32 with random weights. `images_per_second` is `odn predict` on PNG "
+        "`resnet18_ms`, `resnet20_ms` and `mobilenet_ms` are the full ResNet-18, `cifar_resnet20` and torchvision's "
+        "MobileNetV3-small, in fp32 with random weights. `images_per_second` is `odn predict` on PNG "
         "files, start of the process included, beside a hand-written loop of Pillow and onnxruntime."
     )
     write_page(cells.path, "Deploy: files that run without us", text, bars, cells.rows, COLUMNS)

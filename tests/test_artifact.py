@@ -14,7 +14,7 @@ from odn.artifact import load
 from odn.errors import OdnError, UsageError
 from odn.exporting import export
 from odn.extraction import extract
-from odn.manifest import Prediction
+from odn.manifest import Prediction, _digest
 from odn.network import partition
 from odn.predicting import predict_files
 from test_network import by_hand
@@ -133,9 +133,22 @@ def test_no_artifact_at_all(tmp_path):
 
 
 def test_newer_schemas_are_refused(artifact):
-    change_json(artifact / "manifest.json", schema=2)
-    with pytest.raises(OdnError, match=r"manifest\.json has schema 2; this odn reads 1; install a newer odn"):
+    change_json(artifact / "manifest.json", schema=3)
+    with pytest.raises(OdnError, match=r"manifest\.json has schema 3; this odn reads 2; install a newer odn"):
         load(artifact)
+
+
+def test_a_manifest_from_before_there_were_tasks_is_read(artifact):
+    path = artifact / "manifest.json"
+    table = json.loads(path.read_text())
+    for key in ("sha256", "task", "metric", "target_mean", "target_std"):
+        del table[key]
+    row = {"runtime": "onnx", "kept": False, "reason": "x", "valid_accuracy": 0.5, "valid_accuracy_drop": 0.25}
+    table |= {"schema": 1, "exports": [row]}
+    path.write_text(json.dumps({**table, "sha256": _digest(table)}))
+    manifest = load(artifact).manifest
+    assert (manifest.task, manifest.metric, manifest.scaling) == ("classification", "accuracy", None)
+    assert (manifest.exports[0].valid_score, manifest.exports[0].valid_score_drop) == (0.5, 0.25)
 
 
 def test_a_newer_spec_is_refused(artifact):

@@ -145,7 +145,9 @@ def test_the_loss_is_that_of_the_paper():
     teacher = nn.Linear(4, 3)
     x, labels = torch.randn(5, 4), torch.tensor([0, 1, 2, 0, 1])
     logits = torch.randn(5, 3)
-    mixed = Teacher(teacher, temperature=2.0, share=0.7).loss(x, logits, F.cross_entropy(logits, labels))
+    mixed = Teacher(teacher, "classification", temperature=2.0, share=0.7).loss(
+        x, logits, F.cross_entropy(logits, labels)
+    )
     soft = (teacher(x) / 2).softmax(1)
     # Cross-entropy with the soft targets, less their entropy, which does not depend on the student.
     distance = (soft * (soft.log() - (logits / 2).log_softmax(1))).sum(1).mean()
@@ -154,7 +156,7 @@ def test_the_loss_is_that_of_the_paper():
 
 def test_a_teacher_alone_can_be_learnt_from_and_is_not_changed(trained):
     torch.manual_seed(0)
-    teacher = Teacher(trained, temperature=4.0, share=1.0)
+    teacher = Teacher(trained, "classification", temperature=4.0, share=1.0)
     before = state(teacher.network)
     stage = Stage(extract(network(seed=5), 2), TRAINING, DATA.train, teacher=teacher)
     x = next(plain_batches(DATA.train, 48, stage.device))[0]
@@ -170,4 +172,4 @@ def test_a_teacher_alone_can_be_learnt_from_and_is_not_changed(trained):
 @pytest.mark.parametrize(("temperature", "share"), [(0.0, 0.5), (4.0, 1.5), (4.0, -0.1)])
 def test_wrong_settings_of_a_teacher_are_refused(temperature, share):
     with pytest.raises(UsageError, match=f"temperature {temperature}, share {share}; allowed: above 0, and 0 to 1"):
-        Teacher(nn.Identity(), temperature=temperature, share=share)
+        Teacher(nn.Identity(), "classification", temperature=temperature, share=share)

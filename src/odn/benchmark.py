@@ -52,8 +52,10 @@ def benchmark(
         file_bytes = sum((directory / name).stat().st_size for name in files_of(runtime))
         about: Row = {"network": "artifact", "weights": "trained", "runtime": runtime, "file_bytes": file_bytes}
         rows += _measure(Job(directory=str(directory), runtime=runtime), about, artifact, counts, seconds)
+    spec = artifact.network.spec
+    whole = spec.backbone if spec is not None and spec.width == 1 else None  # which stands there as the full depth
     for runtime in dict.fromkeys(_exact(name) for name in chosen):
-        for rival in RIVALS:
+        for rival in (name for name in RIVALS if name != whole):
             rows += _measure_rival(rival, runtime, artifact, directory, counts, seconds)
     return rows
 

@@ -8,7 +8,7 @@ from odn.network import NetworkSpec, build_network, rebuild
 
 FULL = "full"
 STOCK = "cifar_resnet20"
-RIVALS = (FULL, STOCK, "mobilenet_v3_small")
+RIVALS = (FULL, "resnet18", STOCK, "mobilenet_v3_small")
 
 
 def build_rival(name: str, spec: NetworkSpec, *, seed: int = 0) -> nn.Module:
