@@ -122,10 +122,12 @@ def measure(dataset: str, data_dir: Path, run: Path, quick: bool) -> Row:
     Returns:
         The figures.
     """
+    from odn.manifest import read_manifest
+
     artifact = run / "artifact"
     report = json.loads((run / "report.json").read_text())
     rows = {row["name"]: row for row in report["networks"]}
-    exports = {export["runtime"]: export for export in json.loads((artifact / "manifest.json").read_text())["exports"]}
+    exports = {export.runtime: export for export in read_manifest(artifact).exports}
     int8 = rows.get("int8", {})
     seconds = 0.1 if quick else 1.0
     timed = json.loads(
@@ -143,14 +145,14 @@ def measure(dataset: str, data_dir: Path, run: Path, quick: bool) -> Row:
         "depth": report["depth"],
         "parameters": report["networks"][1]["parameters"],
         "fp32_file_bytes": rows["onnx"]["file_bytes"],
-        "fp32_weight_bytes": exports["onnx"]["weight_bytes"],
+        "fp32_weight_bytes": exports["onnx"].weight_bytes,
         "int8_file_bytes": int8.get("file_bytes"),
-        "int8_weight_bytes": exports["int8"]["weight_bytes"],
+        "int8_weight_bytes": exports["int8"].weight_bytes,
         "fp32_test": rows["onnx"]["test_accuracy"],
         "int8_test": int8.get("test_accuracy"),
-        "int8_kept": exports["int8"]["kept"],
-        "int8_valid_drop": exports["int8"]["valid_score_drop"],
-        "parity": exports["onnx"]["max_difference"],
+        "int8_kept": exports["int8"].kept,
+        "int8_valid_drop": exports["int8"].valid_score_drop,
+        "parity": exports["onnx"].max_difference,
         "fp32_ms": p50("artifact"),
         "int8_ms": p50("artifact", "int8"),
         "resnet18_ms": p50("resnet18") or p50("full resnet18"),
