@@ -12,12 +12,13 @@ SOURCE = ROOT / "src" / "odn"
 # A module imports only from rows above its own; modules that share a row do not import each other.
 ROWS = [
     ["errors", "allocator", "command", "launch", "weights"],
-    ["tables", "files", "images"],
+    ["tables", "files", "images", "tabular"],
+    ["texts"],
     ["runtimes"],
     ["config", "manifest"],
     ["records", "recipe", "batching", "guard", "webpage"],
     ["defaults"],
-    ["data", "layers", "measure", "stopping", "schedules", "distillation", "widths"],
+    ["data", "layers", "measure", "stopping", "schedules", "optimizers", "distillation", "widths"],
     ["backbones", "search", "narrowing", "spec", "catalog"],
     ["network", "processes"],
     ["sharding", "page", "pruning"],

@@ -1,17 +1,21 @@
 """The commands for what comes after training: export, predict, serve and benchmark. No torch until one is used."""
 
 import csv
+import itertools
 import json as json_module
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 from cyclopts import Parameter
 
 from odn.command import DONE, FAILED, Switch, print_json
-from odn.errors import UsageError, did_you_mean
+from odn.errors import OdnError, UsageError, did_you_mean
+
+if TYPE_CHECKING:
+    from odn.manifest import Prediction
 
 Item = TypeVar("Item")
 _PROGRESS_SECONDS = 10.0
@@ -79,47 +83,77 @@ def names(text: str) -> list[str]:
 
 def predict_command(
     artifact: Path,
-    files: Annotated[list[str], Parameter(consume_multiple=True, allow_leading_hyphen=True)],
+    files: Annotated[list[str] | None, Parameter(consume_multiple=True, allow_leading_hyphen=True)] = None,
     /,
     *,
+    text: list[str] | None = None,
     runtime: str | None = None,
     threads: int | None = None,
     json: Switch = False,
     csv: Switch = False,
 ) -> int:
-    """Classify image files: path, label and probability, one line each.
+    """Classify image files or texts: path, label and probability, one line each.
 
     Files that cannot be read are named on stderr; the others are classified all the same, and the exit code is 1.
 
     Args:
         artifact: the directory that odn run or odn export wrote.
-        files: images, folders of them, or - for a list on stdin; they are resized to the network's input.
+        files: images, folders of them, or - for a list on stdin; they are resized to the network's input. For a network
+            that reads texts: files with one text a line, or - for stdin.
+        text: a text to classify; may be repeated.
         runtime: onnx, int8 or torch [default: the first that the artifact has a file for].
         threads: to compute with [default: one per processor].
         json: print one JSON object per line.
         csv: print CSV with a header.
     """
-    for name in files:
+    for name in files or []:
         if name.startswith("-") and name != "-":  # the parser lets everything through for the sake of the one dash
-            options = ("--runtime", "--threads", "--json", "--csv")
+            options = ("--text", "--runtime", "--threads", "--json", "--csv")
             hint = did_you_mean(name, options)
             raise UsageError(f"unknown option '{name}'; allowed: {' '.join(options)}; a file is ./{name}.{hint}")
     if json and csv:
         raise UsageError("--json and --csv exclude each other; give one of them")
     _check_threads(threads)
-    from odn.images import BadImage
-    from odn.predicting import find_files, predict_files
+    from odn.manifest import read_manifest
 
-    predictions = predict_files(artifact, find_files(files, sys.stdin), runtime=runtime, threads=threads)
+    predict = _predict_texts if read_manifest(artifact).texts else _predict_images
+    outcomes = predict(artifact, files or [], text or [], runtime, threads)
     write = _writer("json" if json else "csv" if csv else "text")
     code = DONE
-    for path, prediction in _with_progress(predictions):
-        if isinstance(prediction, BadImage):
-            print(f"odn: {prediction}", file=sys.stderr)
+    for outcome in _with_progress(outcomes):
+        if isinstance(outcome, OdnError):
+            print(f"odn: {outcome}", file=sys.stderr)
             code = FAILED
         else:
-            write(str(path), prediction.label, prediction.probability)
+            path, prediction = outcome
+            write(path, prediction.label, prediction.probability)
     return code
+
+
+def _predict_images(
+    artifact: Path, files: list[str], texts: list[str], runtime: str | None, threads: int | None
+) -> "Iterator[tuple[str, Prediction] | OdnError]":
+    from odn.predicting import find_files, predict_files
+
+    if texts or not files:
+        raise UsageError(f"{artifact} reads images; give FILES" + (" in the place of --text" if texts else ""))
+    outcomes = predict_files(artifact, find_files(files, sys.stdin), runtime=runtime, threads=threads)
+    return (outcome if isinstance(outcome, OdnError) else (str(path), outcome) for path, outcome in outcomes)
+
+
+def _predict_texts(
+    artifact: Path, files: list[str], texts: list[str], runtime: str | None, threads: int | None
+) -> "Iterator[tuple[str, Prediction] | OdnError]":
+    from odn.predicting import Text, find_texts, predict_texts
+
+    if not files and not texts:
+        raise UsageError(f'{artifact} reads texts; give --text "..." or files with one text a line')
+    if not all(map(str.strip, texts)):
+        raise UsageError("--text is empty; give a text")
+    given = (Text(f"text {number}", text) for number, text in enumerate(texts, 1))
+    source = itertools.chain(given, find_texts(files, sys.stdin.buffer))
+    outcomes = predict_texts(artifact, source, runtime=runtime, threads=threads)
+    return (outcome if isinstance(outcome, OdnError) else (outcome[0].where, outcome[1]) for outcome in outcomes)
 
 
 def _writer(style: Literal["text", "json", "csv"]) -> Callable[[str, str, float], object]:
@@ -142,7 +176,7 @@ def _with_progress(items: Iterable[Item]) -> Iterator[Item]:
         yield item
         if count % 64 == 0 and (now := time.monotonic()) - told > (0.2 if live else _PROGRESS_SECONDS):
             told = now
-            text = f"{count:,} images, {count / (now - begin):,.0f} per second"
+            text = f"{count:,} classified, {count / (now - begin):,.0f} per second"
             print(f"\r{text}" if live else text, end="" if live else "\n", file=sys.stderr, flush=True)
     if live and told != begin:
         print(file=sys.stderr)

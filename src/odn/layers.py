@@ -9,25 +9,25 @@ import torch
 from torch import Tensor, nn
 
 from odn.errors import UsageError
-from odn.images import Preprocessing
+from odn.texts import AnyPreprocessing
 
 
 @final
 class Deployed(nn.Module):
-    """A network with its preprocessing, as files for other runtimes hold it: images in, logits out.
+    """A network with its preprocessing, as files for other runtimes hold it: images or ids of tokens in, logits out.
 
     Args:
-        network: takes normalised images.
-        preprocessing: from image to input.
+        network: takes normalised images, or ids.
+        preprocessing: from image or text to input.
     """
 
-    def __init__(self, network: nn.Module, preprocessing: Preprocessing) -> None:
+    def __init__(self, network: nn.Module, preprocessing: AnyPreprocessing) -> None:
         super().__init__()
         self.network, self.preprocessing = network, preprocessing
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Return logits of shape (B, K) for decoded images, uint8 of shape (B, C, H, W)."""
-        logits: Tensor = self.network(self.preprocessing.normalise(images.float() / 255))
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Return logits of shape (B, K) for decoded images, uint8 of shape (B, C, H, W), or ids (B, T) of tokens."""
+        logits: Tensor = self.network(self.preprocessing.prepare(inputs))
         return logits
 
 

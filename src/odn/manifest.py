@@ -10,18 +10,19 @@ import numpy as np
 
 from odn.errors import OdnError, UsageError
 from odn.files import read_bytes, read_text, write_atomically
-from odn.images import Preprocessing
 from odn.runtimes import RUNTIMES, Logits
 from odn.tables import from_table, to_table
+from odn.texts import AnyPreprocessing, TextPreprocessing, Tokenizer
 
 SCHEMA = 1
 MANIFEST_FILE, SPEC_FILE, WEIGHTS_FILE = "manifest.json", "spec.json", "weights.safetensors"
+TOKENIZER_FILE = "tokenizer.json"
 _TORCH_FILES = (SPEC_FILE, WEIGHTS_FILE)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Prediction:
-    """The most probable label of one image.
+    """The most probable label of one image or text.
 
     Attributes:
         label: name of the class.
@@ -80,7 +81,7 @@ class Manifest:
 
     Attributes:
         labels: names of the classes, in the order of the logits.
-        preprocessing: from image to input.
+        preprocessing: from image or text to input.
         dataset: where the weights come from.
         versions: of odn, Python and the libraries that wrote the files.
         files: SHA-256 of each other file of the artifact.
@@ -89,7 +90,7 @@ class Manifest:
     """
 
     labels: tuple[str, ...]
-    preprocessing: Preprocessing
+    preprocessing: AnyPreprocessing
     dataset: TrainedOn
     versions: dict[str, str]
     files: dict[str, str]
@@ -100,6 +101,16 @@ class Manifest:
     def runtimes(self) -> tuple[str, ...]:
         """Names of the runtimes that the artifact has files for, PyTorch first."""
         return ("torch", *(export.runtime for export in self.exports if export.kept))
+
+    @property
+    def texts(self) -> bool:
+        """Whether the network reads texts."""
+        return isinstance(self.preprocessing, TextPreprocessing)
+
+    @property
+    def shared_files(self) -> tuple[str, ...]:
+        """Names of the files that every runtime needs."""
+        return (TOKENIZER_FILE,) if self.texts else ()
 
     def predictions(self, logits: Logits) -> list[Prediction]:
         """Name the most probable class of each image.
@@ -176,7 +187,7 @@ def read_manifest(directory: str | Path) -> Manifest:
     unknown = {export.runtime for export in manifest.exports} - set(RUNTIMES)
     if unknown:
         raise OdnError(f"{path} names the unknown runtime '{min(unknown)}'; export the network again")
-    expected = [name for runtime in manifest.runtimes for name in files_of(runtime)]
+    expected = [*(name for runtime in manifest.runtimes for name in files_of(runtime)), *manifest.shared_files]
     if sorted(manifest.files) != sorted(expected):
         raise OdnError(f"{path} must list {' and '.join(expected)}; export the network again")
     return manifest
@@ -193,9 +204,36 @@ def check_files(directory: Path, manifest: Manifest, runtime: str) -> None:
     Raises:
         OdnError: when one is missing or was changed.
     """
-    for name in files_of(runtime):
+    for name in (*files_of(runtime), *manifest.shared_files):
         if sha256(read_bytes(directory / name)) != manifest.files[name]:
             raise OdnError(f"{directory / name} was changed since it was exported; copy or export the artifact again")
+
+
+def read_tokenizer(directory: Path, manifest: Manifest) -> Tokenizer:
+    """Open the tokenizer of an artifact whose network reads texts.
+
+    Args:
+        directory: the artifact.
+        manifest: its manifest.
+
+    Returns:
+        The tokenizer.
+
+    Raises:
+        OdnError: when the file was changed, is damaged, or has other tokens than the network.
+    """
+    path = directory / TOKENIZER_FILE
+    assert isinstance(manifest.preprocessing, TextPreprocessing)
+    content = read_text(path)
+    if sha256(content.encode()) != manifest.files[TOKENIZER_FILE]:
+        raise OdnError(f"{path} was changed since it was exported; copy or export the artifact again")
+    tokenizer = Tokenizer(content, str(path))
+    if tokenizer.vocabulary != manifest.preprocessing.vocabulary:
+        raise OdnError(
+            f"{path} has {tokenizer.vocabulary} tokens, the manifest says {manifest.preprocessing.vocabulary}; export "
+            "the network again"
+        )
+    return tokenizer
 
 
 def sha256(content: bytes) -> str:

@@ -59,13 +59,14 @@ def render_page(figures: dict[str, Any], records: Sequence[EpochRecord], macs_by
     """
     dataset = figures["dataset"]
     shape = "x".join(map(str, dataset["input_shape"]))
+    inputs = f"images of {shape}" if len(dataset["input_shape"]) > 1 else f"texts of {shape} tokens"
     charts = ""
     if records:
         charts = (
             "<h2>Depth, accuracy and cost</h2>"
             + _depth_chart(records, macs_by_depth, figures["target_accuracy"], figures["depth"])
             + '<p class="note">Best validation accuracy of the averaged weights at each depth tried, before '
-            "fine-tuning, with Wilson's 95 % interval; the bars are the MACs of one image.</p>"
+            "fine-tuning, with Wilson's 95 % interval; the bars are the MACs of one input.</p>"
             "<h2>Growth</h2>"
             + _timeline(records, figures["target_accuracy"])
             + '<p class="note">Validation accuracy of the averaged weights after every epoch.</p>'
@@ -75,7 +76,7 @@ def render_page(figures: dict[str, Any], records: Sequence[EpochRecord], macs_by
         title=escape(f"{figures['backbone']} on {dataset['name']}"),
         verdict=_verdict(figures),
         data=escape(
-            f"{dataset['classes']} classes, images of {shape}; {dataset['train']:,} for training, "
+            f"{dataset['classes']} classes, {inputs}; {dataset['train']:,} for training, "
             f"{dataset['valid']:,} for validation, test: {test}. Seed {figures['seed']}."
         ),
         headings="".join(f"<th>{escape(heading)}</th>" for heading in HEADINGS),

@@ -10,7 +10,7 @@ import numpy as np
 from odn.config import ReportConfig
 from odn.data import Split
 from odn.errors import OdnError
-from odn.exporting import write_images
+from odn.exporting import write_inputs
 from odn.manifest import Exported, Manifest, check_files, files_of
 from odn.runner import Job, run_apart
 from odn.runtimes import RUNTIMES
@@ -39,9 +39,9 @@ def runtime_rows(
     if not kept:
         return []
     with tempfile.TemporaryDirectory() as folder:
-        images = Path(folder) / "images.npy"
-        labels = None if test is None else write_images(test, images)
-        return [_row(directory, manifest, network, export, images, labels, config) for export in kept]
+        inputs = Path(folder) / "inputs.npy"
+        labels = None if test is None else write_inputs(test, inputs)
+        return [_row(directory, manifest, network, export, inputs, labels, config) for export in kept]
 
 
 def _row(
@@ -49,7 +49,7 @@ def _row(
     manifest: Manifest,
     network: dict[str, Any],
     export: Exported,
-    images: Path,
+    inputs: Path,
     labels: Any,
     config: ReportConfig,
 ) -> dict[str, Any]:
@@ -70,10 +70,10 @@ def _row(
     job = Job(
         directory=str(directory),
         runtime=export.runtime,
-        images="" if labels is None else str(images),
+        inputs="" if labels is None else str(inputs),
         seconds=config.latency_seconds,
         batches=_BATCHES,
-        input_shape=manifest.preprocessing.input_shape,
+        preprocessing=manifest.preprocessing,
     )
     check_files(directory, manifest, export.runtime)
     try:

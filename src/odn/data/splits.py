@@ -1,13 +1,12 @@
-"""Splits: labelled images that hand out uint8 batches, from memory or streamed from files.
+"""Splits: labelled images or texts that hand out batches, from memory or streamed from files.
 
-Shapes: B batch, C channels, H height, W width.
+Shapes: B batch, C channels, H height, W width, T tokens.
 """
 
 import hashlib
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Protocol, final
 
 import torch
@@ -15,8 +14,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from odn.config import AugmentConfig
-from odn.images import BadImage, Preprocessing, decode, image_warnings
+from odn.images import BadImage, ImageFile, Preprocessing, decode, image_warnings
 from odn.launch import local_world_size
+from odn.texts import AnyPreprocessing, TextPreprocessing
 
 
 def derive_seed(seed: int, *parts: str | int) -> int:
@@ -40,29 +40,41 @@ class DataSpec:
     Attributes:
         name: of the dataset.
         classes: names of the labels, in the order of the logits.
-        preprocessing: from image to input, with statistics of the training split.
+        preprocessing: from image to input, with statistics of the training split; or from text.
         train_count: images in the training split.
         valid_count: images in the validation split.
         seed: of the split.
         augment: changes made to training images.
+        tokenizer: of texts, as JSON; empty for images.
     """
 
     name: str
     classes: tuple[str, ...]
-    preprocessing: Preprocessing
+    preprocessing: AnyPreprocessing
     train_count: int
     valid_count: int
     seed: int
     augment: AugmentConfig
+    tokenizer: str = ""
 
     @property
-    def input_shape(self) -> tuple[int, int, int]:
-        """Channels, height and width of every image."""
+    def input_shape(self) -> tuple[int, ...]:
+        """Channels, height and width of every image, or the number of tokens of every text."""
         return self.preprocessing.input_shape
+
+    @property
+    def texts(self) -> bool:
+        """Whether it holds texts."""
+        return isinstance(self.preprocessing, TextPreprocessing)
+
+    @property
+    def vocabulary(self) -> int:
+        """Number of different tokens; 0 for images."""
+        return self.preprocessing.vocabulary if isinstance(self.preprocessing, TextPreprocessing) else 0
 
 
 class Split(Protocol):
-    """Labelled images, in a fixed order."""
+    """Labelled images or texts, in a fixed order."""
 
     spec: DataSpec
 
@@ -70,7 +82,7 @@ class Split(Protocol):
         """Return the number of images."""
 
     def batches(self, batch_size: int, indices: Tensor, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield the images at ``indices``, in that order, as (uint8 images BCHW, int64 labels B)."""
+        """Yield the samples at ``indices``, in that order, as (uint8 images BCHW or int32 ids BT, int64 labels B)."""
 
     def name(self, index: int) -> str:
         """Say which image stands at a position."""
@@ -81,13 +93,13 @@ class TensorSplit:
     """A split whose decoded images lie in memory and move to the training device once.
 
     Args:
-        images: uint8, shape (N, C, H, W).
+        images: uint8, shape (N, C, H, W); or ids of tokens, int32, shape (N, T).
         labels: int64, shape (N,), indices into the classes of ``spec``.
         spec: of the dataset.
     """
 
     def __init__(self, images: Tensor, labels: Tensor, spec: DataSpec) -> None:
-        assert images.dtype == torch.uint8
+        assert images.dtype == (torch.int32 if spec.texts else torch.uint8)
         assert len(images) == len(labels)
         self.images, self.labels, self.spec = images, labels, spec
         self._resident = (images, labels)
@@ -105,7 +117,7 @@ class TensorSplit:
             device: where the batches are wanted; the whole split moves there at the first call.
 
         Yields:
-            uint8 images of shape (B, C, H, W) and int64 labels of shape (B,).
+            uint8 images of shape (B, C, H, W), or int32 ids of shape (B, T), and int64 labels of shape (B,).
         """
         if self._resident[0].device != device:
             self._resident = (self.images.to(device), self.labels.to(device))
@@ -114,13 +126,13 @@ class TensorSplit:
             yield images[chunk], labels[chunk]
 
     def name(self, index: int) -> str:
-        """Return the image's position: images in memory have no other name."""
-        return f"image {index}"
+        """Return the sample's position: those in memory have no other name."""
+        return f"{'text' if self.spec.texts else 'image'} {index}"
 
 
 @final
 class _Files(Dataset[tuple[Tensor | BadImage, int]]):
-    def __init__(self, paths: Sequence[Path], labels: Sequence[int], shape: tuple[int, int, int]) -> None:
+    def __init__(self, paths: Sequence[ImageFile], labels: Sequence[int], shape: tuple[int, int, int]) -> None:
         self.paths, self.labels, self.shape = paths, labels, shape
 
     def __len__(self) -> int:
@@ -154,10 +166,11 @@ class FileSplit:
         workers: processes that decode; 0 means one per CPU core that this process has to itself, at most 8.
     """
 
-    def __init__(self, paths: Sequence[Path], labels: Tensor, spec: DataSpec, workers: int = 0) -> None:
+    def __init__(self, paths: Sequence[ImageFile], labels: Tensor, spec: DataSpec, workers: int = 0) -> None:
         self.paths, self.labels, self.spec = list(paths), labels, spec
         self.workers = workers or max(1, min(8, (os.cpu_count() or 1) // local_world_size()))
-        self._files = _Files(self.paths, labels.tolist(), spec.input_shape)
+        assert isinstance(spec.preprocessing, Preprocessing)
+        self._files = _Files(self.paths, labels.tolist(), spec.preprocessing.input_shape)
 
     def __len__(self) -> int:
         """Return the number of images."""
