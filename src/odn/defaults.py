@@ -59,7 +59,8 @@ def require_dataset(dataset: str) -> None:
     Raises:
         UsageError: with the names that are known.
     """
-    if dataset not in DATASETS and not os.path.exists(dataset):  # noqa: PTH110 - a name may be too long for a path
+    shards = dataset.endswith(".tar") and "{" in dataset  # a pattern, whose files are looked for when they are read
+    if dataset not in DATASETS and not shards and not os.path.exists(dataset):  # noqa: PTH110 - names may be too long
         raise UsageError(
             f"unknown dataset '{dataset}'; allowed: {', '.join(DATASETS)}, or the path of a folder or of an .npz, "
             f".csv, .jsonl or .tar file that exists.{did_you_mean(dataset, DATASETS)}"

@@ -181,7 +181,8 @@ def decode(
 
     Args:
         path: the file.
-        shape: channels (1 or 3), height and width; images of another size are resized.
+        shape: channels (1 or 3), height and width; images of another size are resized. Transparent ones are laid on
+            white; of animated ones the first picture counts; 16-bit samples lose their lower 8 bits.
         content: what to read instead of the file; ``path`` is then a name for messages.
         formats: the only ones to try, by Pillow's names; None tries all.
         max_pixels: refuse larger images by their header; None leaves it to Pillow's own limit.
@@ -199,6 +200,10 @@ def decode(
             raise BadImage(path, pixels, "too large")
         image.load()
         ImageOps.exif_transpose(image, in_place=True)
+        if image.has_transparency_data and not image.mode.startswith("I"):
+            # What lies under transparent pixels is any colour, mostly black; viewers show them on white.
+            image = image.convert("RGBA")
+            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
         if image.mode.startswith("I"):
             # Pillow clips 16-bit samples when it converts them; keep their upper 8 bits instead.
             samples = np.asarray(image).astype(np.int64).clip(0, 65535)

@@ -12,6 +12,7 @@ from torch import Tensor
 from odn.config import AugmentConfig, DataConfig
 from odn.data.folder import common_shape, decode_all, read_folder
 from odn.data.labelled import read_tables
+from odn.data.shards import find_shards, read_shards
 from odn.data.sources import Labels, Samples, Source, read_digits, read_npz, read_torchvision
 from odn.data.splits import DataSpec, FileSplit, Split, TensorSplit, derive_seed
 from odn.data.tokens import token_splits
@@ -96,6 +97,8 @@ def _read(dataset: str, data_dir: Path) -> Source:
     path = Path(dataset)
     if find_tables(path):
         return read_tables(path)
+    if find_shards(dataset):
+        return read_shards(dataset)
     if path.is_dir():
         return read_folder(path)
     if path.suffix == ".npz":
