@@ -94,7 +94,8 @@ def main() -> None:
     bars = [{"figure": name, "bar": "told", "measured": value} for name, value in summarise(cells.rows).items()]
     text = (
         f"Each row is one `odn run --target auto` in a fresh process, with `{BACKBONE}` from scratch and a "
-        f"tokenizer trained on the training split; `full depth` is the same with `--depths {DEPTHS}`: that depth alone, trained, judged and "
+        f"tokenizer trained on the training split; `full depth` is the same with `--depths {DEPTHS}`: that depth "
+        "alone, trained, judged and "
         "fine-tuned by the same rules. TREC brings no validation split, a tenth of its training questions is held out; "
         "SST-2 brings one. `low` and `high` bound the test accuracy (Wilson, 95 %). `cost_vs_full` is the cost in "
         "training MACs relative to 30 epochs of the full depth. A dash in `seconds` is a run after an interruption."

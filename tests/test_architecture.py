@@ -13,7 +13,7 @@ SOURCE = ROOT / "src" / "odn"
 ROWS = [
     ["errors", "allocator", "command", "launch", "weights"],
     ["tables", "files", "images", "tabular"],
-    ["texts"],
+    ["texts", "saved"],
     ["runtimes"],
     ["config", "manifest"],
     ["records", "recipe", "batching", "guard", "webpage"],

@@ -14,7 +14,8 @@ from conftest import stripes
 from odn.data import load_data
 from odn.data.shards import find_shards, read_shards
 from odn.errors import OdnError
-from odn.tabular import find_tables, holds_texts, read_rows
+from odn.saved import holds_texts
+from odn.tabular import find_tables, read_rows
 
 
 def write_csv(path, rows, header="path,label"):
@@ -245,7 +246,7 @@ def test_missing_shards_of_a_pattern_are_named(tmp_path):
 
 def test_shards_without_training_data_are_refused(tmp_path):
     write_shard(tmp_path / "test-0.tar", samples())
-    with pytest.raises(OdnError, match="has shards for test, but none for train; add some"):
+    with pytest.raises(OdnError, match="has files for test, but none for train; add some"):
         load_data(str(tmp_path))
     write_shard(tmp_path / "train-0.tar", samples())
     write_shard(tmp_path / "other.tar", samples())

@@ -8,8 +8,8 @@ from typing import Any
 from odn.config import AugmentConfig
 from odn.errors import UsageError, did_you_mean
 from odn.recipe import RunConfig
+from odn.saved import holds_texts
 from odn.tables import from_table, to_table
-from odn.tabular import holds_texts
 
 _PHOTO = AugmentConfig(shift=0.125, flip=True)
 _GLYPH = AugmentConfig(shift=0.08, rotate_degrees=12.0)

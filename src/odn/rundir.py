@@ -17,10 +17,10 @@ from odn.network import Prefix, build_network
 from odn.processes import first_on_each_machine, first_only, share
 from odn.recipe import RunConfig, difference, read_run_config, to_toml
 from odn.records import Verb
+from odn.saved import holds_texts
 from odn.search import plan_depths
 from odn.storage import save_network
 from odn.tables import from_table, to_table
-from odn.tabular import holds_texts
 
 # What the steps after expansion add, in order: writing one makes those after it out of date.
 _PRODUCTS = ("extracted", "finetuned", "compressed", "artifact", "report.json", "report.html")

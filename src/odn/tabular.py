@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -209,17 +210,41 @@ def check_files(path: Path, files: list[Path]) -> None:
         )
 
 
-def holds_texts(dataset: str) -> bool:
-    """Tell whether a dataset consists of texts, without reading more than its columns.
+def files_by_split(path: Path, pattern: str) -> dict[str, list[Path]]:
+    """Find the files of a folder by split: in folders of its name, or told apart by how their names begin.
 
     Args:
-        dataset: as the user gave it.
+        path: the folder.
+        pattern: of their names, e.g. ``*.tar``.
 
     Returns:
-        False for images.
+        Sorted files by split, ``train`` among them: all of them where no name begins as that of a split does; nothing
+        when there are none.
+
+    Raises:
+        OdnError: when there are splits, but none to train on, or a file belongs to none.
     """
-    tables = find_tables(Path(dataset))
-    return bool(tables) and kind_of(tables["train"]) == "text"
+
+    def files(folder: Path) -> list[Path]:
+        return sorted(folder.glob(pattern)) if folder.is_dir() else []
+
+    names = {name: split for split, known in SPLIT_NAMES.items() for name in known}
+    found = {split: files(path / name) for name, split in names.items() if files(path / name)}
+    pool = [] if found else files(path)
+    rest = []
+    for file in pool:
+        match = re.match(rf"({'|'.join(names)})([^a-z]|$)", file.stem.lower())
+        if match:
+            found.setdefault(names[match[1]], []).append(file)
+        else:
+            rest.append(file)
+    if not found:
+        return {"train": rest} if rest else {}
+    if rest:
+        raise OdnError(f"{rest[0]} belongs to no split; allowed: names that begin with train, valid or test")
+    if "train" not in found:
+        raise OdnError(f"{path} has files for {' and '.join(found)}, but none for train; add some")
+    return found
 
 
 def index_labels(labels: list[tuple[str, str]], classes: tuple[str, ...], kind: str = "row") -> list[int]:

@@ -8,6 +8,7 @@ import numpy as np
 from odn.data.sources import Samples, Source
 from odn.errors import OdnError
 from odn.images import ImageFile
+from odn.saved import find_saved, read_saved_split
 from odn.tabular import check_files, find_tables, index_labels, kind_of, read_rows
 
 
@@ -40,6 +41,27 @@ def read_tables(path: Path) -> Source:
     labels = {split: [(row.label, row.where) for row in rows[split]] for split in files}
     name = path.resolve().stem if path.is_file() else path.resolve().name
     return labelled_source(name, samples, labels, texts=kind == "text")
+
+
+def read_saved(path: Path) -> Source:
+    """Read a dataset that Hugging Face's ``datasets`` saved.
+
+    Args:
+        path: what ``find_saved`` finds files in.
+
+    Returns:
+        Texts, or where the images stand, with their labels.
+
+    Raises:
+        OdnError: when splits have other columns.
+    """
+    splits = {split: read_saved_split(files) for split, files in find_saved(path).items()}
+    train = splits["train"]
+    if any(split.texts != train.texts for split in splits.values()):
+        raise OdnError(f"{path} has texts in one split and images in another; save them apart")
+    samples: dict[str, Sequence[str] | Sequence[ImageFile]] = {name: split.samples for name, split in splits.items()}
+    labels = {name: split.labels for name, split in splits.items()}
+    return labelled_source(path.resolve().stem, samples, labels, texts=train.texts, classes=train.classes)
 
 
 def labelled_source(

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from odn.config import AugmentConfig, DataConfig
 from odn.data.folder import common_shape, decode_all, read_folder
-from odn.data.labelled import read_tables
+from odn.data.labelled import read_saved, read_tables
 from odn.data.shards import find_shards, read_shards
 from odn.data.sources import Labels, Samples, Source, read_digits, read_npz, read_torchvision
 from odn.data.splits import DataSpec, FileSplit, Split, TensorSplit, derive_seed
@@ -19,6 +19,7 @@ from odn.data.tokens import token_splits
 from odn.defaults import DATASETS, require_dataset
 from odn.errors import OdnError, UsageError
 from odn.images import Preprocessing
+from odn.saved import find_saved
 from odn.tabular import find_tables
 
 
@@ -97,13 +98,17 @@ def _read(dataset: str, data_dir: Path) -> Source:
     path = Path(dataset)
     if find_tables(path):
         return read_tables(path)
+    if find_saved(path):
+        return read_saved(path)
     if find_shards(dataset):
         return read_shards(dataset)
     if path.is_dir():
         return read_folder(path)
     if path.suffix == ".npz":
         return read_npz(path)
-    raise UsageError(f"{dataset} is a file; allowed: an .npz, .csv, .jsonl or .tar file, a folder, or a dataset's name")
+    raise UsageError(
+        f"{dataset} is a file; allowed: an .npz, .csv, .jsonl, .tar or .parquet file, a folder, or a dataset's name"
+    )
 
 
 def _check_classes(source: Source) -> None:

@@ -15,7 +15,7 @@ from odn.data.labelled import labelled_source
 from odn.data.sources import Source
 from odn.errors import OdnError
 from odn.images import ImageFile
-from odn.tabular import SPLIT_NAMES, parse_label
+from odn.tabular import files_by_split, parse_label
 
 _IMAGES = frozenset({"jpg", "jpeg", "png", "ppm", "pgm", "pbm", "webp", "bmp", "gif", "tif", "tiff"})
 _MAX_LABEL_BYTES = 1024**2
@@ -58,34 +58,11 @@ def find_shards(dataset: str) -> dict[str, list[Path]]:
 
     Returns:
         The files by split, ``train`` among them; nothing when it is another kind of dataset.
-
-    Raises:
-        OdnError: when a folder has shards of other splits, but none to train on, or a shard of the pattern is missing.
     """
     path = Path(dataset)
     if path.suffix.lower() == ".tar":
         return {"train": _expand(dataset)}
-    if not path.is_dir():
-        return {}
-    found = {
-        split: _shards(path / name) for split, names in SPLIT_NAMES.items() for name in names if _shards(path / name)
-    }
-    if not found:
-        pool = _shards(path)
-        for split, names in SPLIT_NAMES.items():
-            part = [shard for shard in pool if re.match(rf"({'|'.join(names)})([^a-z]|$)", shard.stem.lower())]
-            found |= {split: part} if part else {}
-        if not found and pool:
-            return {"train": pool}
-        if rest := [shard for shard in pool if not any(shard in part for part in found.values())]:
-            raise OdnError(f"{rest[0]} belongs to no split; allowed: names that begin with train, valid or test")
-    if found and "train" not in found:
-        raise OdnError(f"{path} has shards for {' and '.join(found)}, but none for train; add some")
-    return found
-
-
-def _shards(folder: Path) -> list[Path]:
-    return sorted(folder.glob("*.tar")) if folder.is_dir() else []
+    return files_by_split(path, "*.tar")
 
 
 def _expand(pattern: str) -> list[Path]:
