@@ -14,9 +14,10 @@ from odn.artifact import load
 from odn.errors import OdnError, UsageError
 from odn.exporting import export
 from odn.extraction import extract
-from odn.manifest import Prediction, _digest
+from odn.manifest import _digest
 from odn.network import partition
 from odn.predicting import predict_files
+from odn.predictions import Prediction
 from test_network import by_hand
 
 DATA = tiny_data()

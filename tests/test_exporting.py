@@ -269,7 +269,13 @@ def test_an_archive_that_may_run_code_is_not_opened(network, tmp_path):
 
     with zipfile.ZipFile(tmp_path / "model.pt2", "w") as archive:
         archive.writestr("model/data/constants/custom_obj_0", b"cos\nsystem\n")
-    job = Job(directory=str(tmp_path), runtime="pt2", seconds=0.001, batches=(1,), input_shape=(1, 8, 8))
+    job = Job(
+        directory=str(tmp_path),
+        runtime="pt2",
+        seconds=0.001,
+        batches=(1,),
+        preprocessing=tiny_data().spec.preprocessing,
+    )
     with pytest.raises(OdnError, match="pt2 failed in a process of its own: .*custom_obj_0', which may run code"):
         run_apart(job)
 

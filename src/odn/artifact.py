@@ -1,5 +1,6 @@
 """A deployed network in PyTorch. Reading an artifact needs no training code."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import final
 
@@ -8,9 +9,11 @@ from torch import Tensor
 
 from odn.errors import OdnError, UsageError
 from odn.layers import Deployed
-from odn.manifest import Manifest, Prediction, check_files, read_manifest
+from odn.manifest import Manifest, check_files, read_manifest, read_tokenizer
 from odn.network import Prefix
+from odn.predictions import Prediction
 from odn.storage import load_network
+from odn.texts import TextPreprocessing, Tokenizer
 
 
 @final
@@ -20,34 +23,49 @@ class Artifact:
     Args:
         network: in evaluation mode.
         manifest: labels and preprocessing.
+        tokenizer: of a network that reads texts.
     """
 
-    def __init__(self, network: Prefix, manifest: Manifest) -> None:
-        self.network, self.manifest = network, manifest
+    def __init__(self, network: Prefix, manifest: Manifest, tokenizer: Tokenizer | None = None) -> None:
+        self.network, self.manifest, self.tokenizer = network, manifest, tokenizer
         self.deployed = Deployed(network, manifest.preprocessing, manifest.scaling).eval()
 
-    def predict(self, images: Tensor) -> list[Prediction]:
-        """Say what is asked of images.
+    def predict(self, inputs: Tensor | Sequence[str]) -> list[Prediction]:
+        """Say what is asked of images or texts, whichever the network reads.
 
         Args:
-            images: uint8, shape (B, C, H, W) with the channels and size that the manifest names.
+            inputs: images, uint8 of shape (B, C, H, W) with the channels and size that the manifest names; or texts.
 
         Returns:
-            One prediction per image.
+            One prediction per image or text.
 
         Raises:
             UsageError: when type or shape are others.
         """
+        images = self._encoded(inputs) if self.tokenizer else self._checked(inputs)
+        images = images.to(next(self.network.parameters()).device)
+        with torch.inference_mode():
+            logits = self.deployed(images)
+        return self.manifest.predictions(logits.cpu().numpy())
+
+    def _encoded(self, texts: Tensor | Sequence[str]) -> Tensor:
+        assert self.tokenizer is not None
+        if isinstance(texts, str | Tensor) or not texts or not all(isinstance(text, str) for text in texts):
+            raise UsageError('this network reads texts; give a list of them, e.g. ["a text"]')
+        return torch.from_numpy(self.tokenizer.encode(texts, self.manifest.preprocessing.input_shape[0]))
+
+    def _checked(self, images: Tensor | Sequence[str]) -> Tensor:
         shape = self.manifest.preprocessing.input_shape
+        if not isinstance(images, Tensor):
+            raise UsageError(
+                f"this network reads images; give a uint8 tensor of shape (B, {', '.join(map(str, shape))})"
+            )
         if images.dtype != torch.uint8 or images.ndim != 4 or tuple(images.shape[1:]) != shape:
             raise UsageError(
                 f"images are {images.dtype} of shape {tuple(images.shape)}; allowed: uint8 of shape (B, "
                 f"{', '.join(map(str, shape))})"
             )
-        images = images.to(next(self.network.parameters()).device)
-        with torch.inference_mode():
-            logits = self.deployed(images)
-        return self.manifest.predictions(logits.cpu().numpy())
+        return images
 
 
 def load(directory: str | Path) -> Artifact:
@@ -67,7 +85,9 @@ def load(directory: str | Path) -> Artifact:
     check_files(directory, manifest, "torch")
     network = load_network(directory)
     assert network.spec is not None
-    expected_shape = (manifest.preprocessing.input_shape, len(manifest.labels))
-    if (network.spec.input_shape, network.spec.classes) != expected_shape:
+    preprocessing = manifest.preprocessing
+    vocabulary = preprocessing.vocabulary if isinstance(preprocessing, TextPreprocessing) else 0
+    expected = (preprocessing.input_shape, vocabulary, len(manifest.labels))
+    if (network.spec.input_shape, network.spec.vocabulary, network.spec.classes) != expected:
         raise OdnError(f"{directory}: manifest and spec disagree on the input or the classes; export the network again")
-    return Artifact(network.eval(), manifest)
+    return Artifact(network.eval(), manifest, read_tokenizer(directory, manifest) if manifest.texts else None)

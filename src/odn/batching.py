@@ -7,10 +7,10 @@ from typing import final
 
 import numpy as np
 
-from odn.images import Pixels
 from odn.runtimes import Logits, Session
+from odn.texts import Batch
 
-_Waiting = tuple[Pixels, asyncio.Future[Logits]]
+_Waiting = tuple[Batch, asyncio.Future[Logits]]
 
 
 class Overloaded(Exception):
@@ -47,7 +47,7 @@ class Batcher:
             await self._worker
         self._thread.shutdown()
 
-    async def run(self, images: Pixels) -> Logits:
+    async def run(self, images: Batch) -> Logits:
         """Compute the logits of some images as part of the next batch.
 
         Args:

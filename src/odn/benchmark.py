@@ -6,7 +6,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from safetensors.torch import save
 
 from odn.artifact import Artifact, load
@@ -14,9 +13,9 @@ from odn.errors import OdnError
 from odn.layers import Deployed
 from odn.manifest import check_files, files_of
 from odn.predicting import cpu_count
-from odn.rivals import FULL, RIVALS, build_rival
+from odn.rivals import FULL, build_rival, rivals_of
 from odn.runner import BATCH, Job, run_apart
-from odn.runtimes import RUNTIMES, Export
+from odn.runtimes import RUNTIMES, Export, input_name
 from odn.sessions import choose_runtime
 from odn.storage import tensors_of
 
@@ -43,7 +42,8 @@ def benchmark(
     """
     directory = Path(directory)
     artifact = load(directory)
-    manifest = artifact.manifest
+    manifest, spec = artifact.manifest, artifact.network.spec
+    assert spec is not None
     chosen = [choose_runtime(manifest, name, manifest.runtimes) for name in runtimes or manifest.runtimes]
     counts = sorted({1, threads or cpu_count()})
     rows: list[Row] = []
@@ -52,10 +52,9 @@ def benchmark(
         file_bytes = sum((directory / name).stat().st_size for name in files_of(runtime))
         about: Row = {"network": "artifact", "weights": "trained", "runtime": runtime, "file_bytes": file_bytes}
         rows += _measure(Job(directory=str(directory), runtime=runtime), about, artifact, counts, seconds)
-    spec = artifact.network.spec
-    whole = spec.backbone if spec is not None and spec.width == 1 else None  # which stands there as the full depth
+    whole = spec.backbone if spec.width == 1 else None  # which stands there as the full depth
     for runtime in dict.fromkeys(_exact(name) for name in chosen):
-        for rival in (name for name in RIVALS if name != whole):
+        for rival in (name for name in rivals_of(spec) if name != whole):
             rows += _measure_rival(rival, runtime, artifact, directory, counts, seconds)
     return rows
 
@@ -82,11 +81,17 @@ def _measure_rival(
             Job(directory=str(directory), runtime=runtime, rival=rival), about, artifact, counts, seconds
         )
         return
-    images = np.random.default_rng(0).integers(0, 256, (BATCH, *spec.input_shape), dtype=np.uint8)
-    deployed = Deployed(network, artifact.manifest.preprocessing, artifact.manifest.scaling).eval()
+    preprocessing = artifact.manifest.preprocessing
+    deployed = Deployed(network, preprocessing, artifact.manifest.scaling).eval()
+    export = Export(
+        network=deployed,
+        calibration=preprocessing.noise(BATCH),
+        metadata={},
+        input_name=input_name(artifact.manifest.texts),
+    )
     with tempfile.TemporaryDirectory() as folder:
         try:
-            RUNTIMES[runtime].write(Export(network=deployed, calibration=images, metadata={}), Path(folder))
+            RUNTIMES[runtime].write(export, Path(folder))
         except OdnError as error:
             _log.warning("%s is not measured: %s", rival, error)
             return
@@ -105,7 +110,7 @@ def _measure(job: Job, about: Row, artifact: Artifact, counts: Sequence[int], se
                 threads=threads or 1,
                 seconds=seconds,
                 batches=BATCHES,
-                input_shape=artifact.manifest.preprocessing.input_shape,
+                preprocessing=artifact.manifest.preprocessing,
             )
         )
         yield {

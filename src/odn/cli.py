@@ -44,7 +44,8 @@ def run_command(dataset: str | None = None, /, *, flags: Flags = Flags(), json: 
 
     Args:
         dataset: a name (digits mnist fashion-mnist emnist kmnist svhn cifar10 cifar100), a folder with one
-            sub-folder of images per class, or an .npz file [default: digits].
+            sub-folder of images per class, an .npz file, a .csv or .jsonl file with the columns path,label or
+            text,label, or what docs/data.md lists [default: digits].
         flags: settings.
         json: print report.json instead of the table.
     """

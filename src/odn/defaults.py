@@ -8,6 +8,7 @@ from typing import Any
 from odn.config import AugmentConfig
 from odn.errors import UsageError, did_you_mean
 from odn.recipe import RunConfig
+from odn.saved import holds_texts
 from odn.tables import from_table, to_table
 
 _PHOTO = AugmentConfig(shift=0.125, flip=True)
@@ -46,7 +47,7 @@ DATASETS = {
     "cifar100": DatasetDefaults(backbone="cifar_resnet56", target_accuracy=0.68, augment=_PHOTO),
 }
 
-OWN_DATA_BACKBONE = "resnet18"
+OWN_DATA_BACKBONE, OWN_TEXTS_BACKBONE = "resnet18", "bert_tiny"
 
 
 def require_dataset(dataset: str) -> None:
@@ -58,10 +59,11 @@ def require_dataset(dataset: str) -> None:
     Raises:
         UsageError: with the names that are known.
     """
-    if dataset not in DATASETS and not os.path.exists(dataset):  # noqa: PTH110 - a name may be too long for a path
+    shards = dataset.endswith(".tar") and "{" in dataset  # a pattern, whose files are looked for when they are read
+    if dataset not in DATASETS and not shards and not os.path.exists(dataset):  # noqa: PTH110 - names may be too long
         raise UsageError(
-            f"unknown dataset '{dataset}'; allowed: {', '.join(DATASETS)}, or the path of a folder of images or an "
-            f".npz file that exists.{did_you_mean(dataset, DATASETS)}"
+            f"unknown dataset '{dataset}'; allowed: {', '.join(DATASETS)}, or the path of a folder or of an .npz, "
+            f".csv, .jsonl or .tar file that exists.{did_you_mean(dataset, DATASETS)}"
         )
 
 
@@ -91,7 +93,7 @@ def complete(table: dict[str, Any]) -> RunConfig:
         filled["augment"] = {**to_table(known.augment), **augment} if isinstance(augment, dict) else augment
         expand.setdefault("target_accuracy", known.target_accuracy)
     else:
-        filled.setdefault("backbone", OWN_DATA_BACKBONE)
+        filled.setdefault("backbone", OWN_TEXTS_BACKBONE if holds_texts(dataset) else OWN_DATA_BACKBONE)
         filled["dataset"] = str(Path(dataset).resolve())
         if "target_accuracy" not in expand:
             raise UsageError(

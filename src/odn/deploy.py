@@ -1,23 +1,13 @@
-"""The commands for what comes after training: export, predict, serve and benchmark. No torch until one is used."""
+"""The commands for what comes after training: export, serve and benchmark. No torch until one is used."""
 
-import csv
-import json as json_module
 import sys
-import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
+from typing import Any, Literal
 
-from cyclopts import Parameter
-
-from odn.command import DONE, FAILED, Switch, print_json
-from odn.errors import OdnError, UsageError, did_you_mean
-
-if TYPE_CHECKING:
-    from odn.manifest import Prediction
-
-Item = TypeVar("Item")
-_PROGRESS_SECONDS = 10.0
+from odn.command import DONE, FAILED, Switch, check_threads, print_json
+from odn.errors import UsageError
+from odn.predict_command import predict_command
 
 
 def export_command(
@@ -81,108 +71,6 @@ def names(text: str) -> list[str]:
     return [name.strip() for name in text.split(",") if name.strip()]
 
 
-def predict_command(
-    artifact: Path,
-    files: Annotated[list[str], Parameter(consume_multiple=True, allow_leading_hyphen=True)],
-    /,
-    *,
-    runtime: str | None = None,
-    threads: int | None = None,
-    masks: Path | None = None,
-    json: Switch = False,
-    csv: Switch = False,
-) -> int:
-    """Say what a network sees in image files: path, label and probability, one line each.
-
-    Files that cannot be read are named on stderr; the others are classified all the same, and the exit code is 1.
-
-    Args:
-        artifact: the directory that odn run or odn export wrote.
-        files: images, folders of them, or - for a list on stdin; they are resized to the network's input.
-        runtime: onnx, int8 or torch [default: the first that the artifact has a file for].
-        threads: to compute with [default: one per processor].
-        masks: for segmentation, a folder that receives the label of every pixel as NAME.png.
-        json: print one JSON object per line.
-        csv: print CSV with a header.
-    """
-    for name in files:
-        if name.startswith("-") and name != "-":  # the parser lets everything through for the sake of the one dash
-            options = ("--runtime", "--threads", "--masks", "--json", "--csv")
-            hint = did_you_mean(name, options)
-            raise UsageError(f"unknown option '{name}'; allowed: {' '.join(options)}; a file is ./{name}.{hint}")
-    if json and csv:
-        raise UsageError("--json and --csv exclude each other; give one of them")
-    _check_threads(threads)
-    from odn.images import BadImage
-    from odn.manifest import read_manifest
-    from odn.predicting import find_files, predict_files
-
-    if masks is not None and (task := read_manifest(artifact).task) != "segmentation":
-        raise UsageError(f"--masks is for segmentation; this network was trained for {task}")
-    predictions = predict_files(artifact, find_files(files, sys.stdin), runtime=runtime, threads=threads)
-    write = _writer("json" if json else "csv" if csv else "text")
-    code = DONE
-    for path, prediction in _with_progress(predictions):
-        if isinstance(prediction, BadImage):
-            print(f"odn: {prediction}", file=sys.stderr)
-            code = FAILED
-        else:
-            write(str(path), prediction)
-            if masks is not None and prediction.mask is not None:
-                _write_mask(masks, path, prediction.mask)
-    return code
-
-
-def _writer(style: Literal["text", "json", "csv"]) -> "Callable[[str, Prediction], object]":
-    if style == "csv":
-        table = csv.writer(sys.stdout, lineterminator="\n")
-        table.writerow(("path", "label", "probability"))
-        return lambda path, said: table.writerow((path, said.label, _digits(said.probability, 6)))
-    if style == "json":
-
-        def write(path: str, said: "Prediction") -> None:
-            row: dict[str, Any] = {"path": path, "label": said.label, "probability": said.probability}
-            row |= {"values": dict(said.values)} if said.values else {}
-            sys.stdout.write(json_module.dumps(row) + "\n")
-
-        return write
-    return lambda path, said: sys.stdout.write(
-        "\t".join([path, said.label, *([_digits(said.probability, 4)] if said.probability is not None else [])]) + "\n"
-    )
-
-
-def _digits(probability: float | None, count: int) -> str:
-    return "" if probability is None else f"{probability:.{count}f}"
-
-
-def _write_mask(folder: Path, path: Path, mask: Any) -> None:
-    """Write the label of every pixel as a grayscale image, at the network's size."""
-    from PIL import Image
-
-    target = folder / f"{path.stem}.png"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        if target.exists():
-            raise OdnError(f"{target} exists already; choose an empty folder with --masks")
-        Image.fromarray(mask).save(target)
-    except OSError as error:
-        raise OdnError(f"cannot write {target}: {error.strerror or error}") from error
-
-
-def _with_progress(items: Iterable[Item]) -> Iterator[Item]:
-    """Tell on stderr how far it has come: often on a terminal, now and then elsewhere."""
-    live = sys.stderr.isatty()
-    begin = told = time.monotonic()
-    for count, item in enumerate(items, 1):
-        yield item
-        if count % 64 == 0 and (now := time.monotonic()) - told > (0.2 if live else _PROGRESS_SECONDS):
-            told = now
-            text = f"{count:,} images, {count / (now - begin):,.0f} per second"
-            print(f"\r{text}" if live else text, end="" if live else "\n", file=sys.stderr, flush=True)
-    if live and told != begin:
-        print(file=sys.stderr)
-
-
 def serve_command(
     artifact: Path,
     /,
@@ -213,7 +101,7 @@ def serve_command(
         max_requests: requests that may be answered at the same time.
         timeout_seconds: for a request to arrive, and again for its answer.
     """
-    _check_threads(threads)
+    check_threads(threads)
     if not 0 <= port < 65536:
         raise UsageError(f"--port is {port}; allowed: 0 to 65535")
     from odn.guard import Limits
@@ -255,7 +143,7 @@ def benchmark_command(
         seconds: spent on each latency.
         json: print a list of objects instead of the table.
     """
-    _check_threads(threads)
+    check_threads(threads)
     if not 0 < seconds < 3600:
         raise UsageError(f"--seconds is {seconds}; allowed: above 0 and below 3600")
     from odn.benchmark import benchmark
@@ -281,11 +169,6 @@ def _brief(row: dict[str, Any]) -> dict[str, Any]:
         "memory MB": "-" if memory is None else round(memory / 1e6),
         "file bytes": row["file_bytes"],
     }
-
-
-def _check_threads(threads: int | None) -> None:
-    if threads is not None and not 1 <= threads <= 1024:
-        raise UsageError(f"--threads is {threads}; allowed: 1 to 1024")
 
 
 COMMANDS: dict[str, Callable[..., int]] = {

@@ -51,7 +51,8 @@ def evaluate(network: nn.Module, split: Split, device: torch.device | None = Non
         # Parts of a sharded network come from the others, who may have one batch more.
         most = math.ceil(math.ceil(len(split) / part.world) / _EVALUATION_BATCH)
         for _ in range(most - count):
-            network(torch.zeros(1, *split.spec.input_shape, device=device))
+            nothing = torch.zeros(1, *split.spec.input_shape, dtype=torch.uint8, device=device)
+            network(split.spec.preprocessing.prepare(nothing))
     network.train(training)
     if together:
         tally.sums = total(tally.sums)
@@ -259,8 +260,9 @@ def _where(stage: Stage, train: Split, depth: int, epoch: int, batches: int, epo
     broken = next((name for name in parameters if not bool(torch.isfinite(weights[name]).all())), "none yet")
     order = epoch_order(train, stage.batch_size, seed=epoch_seed)
     images = order[max(batches - 1, 0) * stage.batch_size :][: stage.batch_size]
+    things = "texts" if train.spec.texts else "images"
     names = ", ".join(train.name(int(index)) for index in images[:3])
     return (
         f"the loss became infinite or NaN at depth {depth}, epoch {epoch}, step {batches} of {stage.steps_per_epoch}; "
-        f"first broken parameter: {broken}; images of that step: {names} and {len(images) - 3} more"
+        f"first broken parameter: {broken}; {things} of that step: {names} and {len(images) - 3} more"
     )

@@ -16,18 +16,18 @@ import torch
 from odn.config import ExportConfig
 from odn.data import DataSpec, Split, derive_seed
 from odn.errors import OdnError, UsageError, require_extra
-from odn.files import new_directory, read_bytes, remove
-from odn.images import Pixels
-from odn.judging import Judge, write_images
+from odn.files import new_directory, read_bytes, remove, write_atomically
+from odn.judging import Judge, write_inputs
 from odn.layers import Deployed
-from odn.manifest import MANIFEST_FILE, Exported, Manifest, TrainedOn, files_of, sha256, write_manifest
+from odn.manifest import MANIFEST_FILE, TOKENIZER_FILE, Exported, Manifest, TrainedOn, files_of, sha256, write_manifest
 from odn.network import Prefix
 from odn.runner import BATCH, Job, run_apart
-from odn.runtimes import RUNTIMES, Export, Logits, Runtime, torch_session
+from odn.runtimes import RUNTIMES, Export, Logits, Runtime, input_name, torch_session
 from odn.runtimes.onnx import weight_bytes
 from odn.sessions import run_all
 from odn.storage import WEIGHT_TYPES, write_network
 from odn.tasks import METRIC_NAMES
+from odn.texts import Batch
 from odn.weights import weights_of
 
 _log = logging.getLogger("odn")
@@ -67,6 +67,7 @@ def export(
     directory = Path(directory)
     config = config or ExportConfig()
     runtimes = [runtime for name, runtime in RUNTIMES.items() if name in config.to]
+    check_runtimes(config, texts=data.texts)
     for runtime in runtimes:
         _require(runtime)
     if directory.exists():
@@ -84,6 +85,8 @@ def export(
             if weights != "fp32" and not _round(deployed, WEIGHT_TYPES[weights], comparison, config.max_drop):
                 weights = "fp32"
         write_network(network, partial, kind=weights)
+        if data.texts:
+            write_atomically(partial / TOKENIZER_FILE, data.tokenizer)
         if runtimes:
             source = _export_of(deployed, data, train)
             exports = _export_each(runtimes, source, comparison, partial, config.max_drop)
@@ -102,8 +105,26 @@ def export(
             },
             exports=tuple(exports),
         )
+        for name in manifest.shared_files:
+            manifest.files[name] = sha256(read_bytes(partial / name))
         write_manifest(manifest, partial)
     return directory
+
+
+def check_runtimes(config: ExportConfig, *, texts: bool) -> None:
+    """Refuse runtimes that cannot take what a network reads.
+
+    Args:
+        config: names them.
+        texts: whether it reads texts.
+
+    Raises:
+        UsageError: with those that can.
+    """
+    wrong = [name for name in config.to if texts and not RUNTIMES[name].texts]
+    if wrong:
+        allowed = ", ".join(name for name, runtime in RUNTIMES.items() if runtime.texts)
+        raise UsageError(f"--to {wrong[0]} is for networks that read images; for texts allowed: {allowed}")
 
 
 def _require(runtime: Runtime) -> None:
@@ -126,34 +147,38 @@ def _versions(runtimes: Sequence[str]) -> dict[str, str]:
 class _Comparison:
     """The validation split on disk, for processes to read."""
 
-    images: Path
+    inputs: Path
     judge: Judge
 
     def reference(self, network: Deployed) -> Logits:
-        return run_all(torch_session(network), np.load(self.images, mmap_mode="r"), BATCH)
+        return run_all(torch_session(network), np.load(self.inputs, mmap_mode="r"), BATCH)
 
 
 def _comparison(valid: Split | None, folder: Path) -> _Comparison:
     if valid is None:
-        raise UsageError("exported files are compared on validation images; give valid=, e.g. load_data(...).valid")
-    return _Comparison(images=folder / "images.npy", judge=write_images(valid, folder / "images.npy"))
+        raise UsageError("exported files are compared on validation data; give valid=, e.g. load_data(...).valid")
+    return _Comparison(inputs=folder / "inputs.npy", judge=write_inputs(valid, folder / "inputs.npy"))
 
 
 def _export_of(network: Deployed, data: DataSpec, train: Split | None) -> Export:
     if train is None:
-        raise UsageError("exporting needs training images to calibrate on; give train=, e.g. load_data(...).train")
-    if len(train) < _FEWEST_CALIBRATION_IMAGES:
+        raise UsageError("exporting needs training data to calibrate on; give train=, e.g. load_data(...).train")
+    if not data.texts and len(train) < _FEWEST_CALIBRATION_IMAGES:
         _log.warning("calibrating on %d images; %d or more are advised", len(train), _FEWEST_CALIBRATION_IMAGES)
     generator = torch.Generator().manual_seed(derive_seed(data.seed, "calibrate"))
     chosen = torch.randperm(len(train), generator=generator)[:_CALIBRATION_IMAGES]
     batches = train.batches(_CALIBRATION_IMAGES, chosen, torch.device("cpu"))
-    calibration: Pixels = np.concatenate([images.numpy() for images, _ in batches])
+    calibration: Batch = np.concatenate([inputs.numpy() for inputs, _ in batches])
+    shape = "x".join(map(str, data.input_shape))
+    form = f"uint8, batch x {shape}; scaling and normalisation are in the graph"
+    if data.texts:
+        form, calibration = f"int64 ids of {TOKENIZER_FILE}, batch x {shape}", calibration.astype(np.int64)
     metadata = {
         "odn": version("optimally-deep"),
         "labels": json.dumps(data.classes),
-        "input": f"uint8, batch x {'x'.join(map(str, data.input_shape))}; scaling and normalisation are in the graph",
+        "input": form,
     }
-    return Export(network=network, calibration=calibration, metadata=metadata)
+    return Export(network=network, calibration=calibration, metadata=metadata, input_name=input_name(data.texts))
 
 
 def _export_each(
@@ -187,7 +212,7 @@ def _export_one(
 ) -> Exported:
     try:
         runtime.write(export, directory)
-        job = Job(directory=str(directory), runtime=runtime.name, images=str(comparison.images))
+        job = Job(directory=str(directory), runtime=runtime.name, inputs=str(comparison.inputs))
         logits = run_apart(job).logits
     except OdnError as error:
         return Exported(runtime=runtime.name, kept=False, reason=str(error))

@@ -35,6 +35,7 @@ class Flags:
         depths: the depths that may be chosen, e.g. 1,2,4,8 [default: every one].
         confidence: demand that the lower Wilson bound reaches the target, e.g. 0.95.
         image_size: resize image files to so many pixels a side.
+        max_tokens: cut texts off after so many tokens [default: what 99 of 100 need].
         skip_bad_files: leave out image files that cannot be read, and name them.
         width: factor on the channels of a backbone that scales.
         compress: narrow the network in the end: width=0.5, max_parameters=20000, max_macs=1000000, or auto for as
@@ -60,6 +61,7 @@ class Flags:
     depths: str | None = None
     confidence: float | None = None
     image_size: int | None = None
+    max_tokens: int | None = None
     skip_bad_files: Annotated[bool | None, Parameter(negative="")] = None
     width: float | None = None
     compress: str | None = None
@@ -125,6 +127,7 @@ class Flags:
                 "metric": self.metric,
                 "train_limit": self.train_limit,
                 "image_size": self.image_size,
+                "max_tokens": self.max_tokens,
                 "skip_bad_files": self.skip_bad_files,
             },
             "train": {"precision": self.precision, "parallel": self.parallel},

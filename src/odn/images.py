@@ -4,13 +4,14 @@ Shapes: B batch, C channels, H height, W width.
 """
 
 import contextlib
+import io
 import math
 import struct
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Literal
+from typing import IO, TYPE_CHECKING, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +23,16 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Pixels = npt.NDArray[np.uint8]
+
+
+class Stored(Protocol):
+    """An image file inside of a larger one; its text names both."""
+
+    def read_bytes(self) -> bytes:
+        """Return the encoded image."""
+
+
+ImageFile = Path | Stored
 Fault = Literal["unknown", "damaged", "too large"]
 _GRAY_MODES = frozenset({"1", "L", "LA", "I", "F", "I;16", "I;16B", "I;16L"})
 
@@ -35,11 +46,11 @@ class BadImage(OdnError):
         fault: its kind.
     """
 
-    def __init__(self, path: Path, reason: object, fault: Fault = "damaged") -> None:
+    def __init__(self, path: ImageFile, reason: object, fault: Fault = "damaged") -> None:
         super().__init__(f"{path} is not a readable image ({reason}); replace or remove it")
         self.path, self.reason, self.fault = path, str(reason), fault
 
-    def __reduce__(self) -> tuple[type["BadImage"], tuple[Path, str, Fault]]:
+    def __reduce__(self) -> tuple[type["BadImage"], tuple[ImageFile, str, Fault]]:
         """Say how to rebuild the error: workers that decode hand it over to the process that trains."""
         return BadImage, (self.path, self.reason, self.fault)
 
@@ -66,6 +77,28 @@ class Preprocessing:
             )
         if not all(map(math.isfinite, self.mean)) or not all(0 < std < math.inf for std in self.std):
             raise UsageError(f"mean {self.mean} and std {self.std}; allowed: finite numbers, deviations above 0")
+
+    def prepare(self, images_BCHW: "Tensor") -> "Tensor":
+        """Turn decoded images into a network's input.
+
+        Args:
+            images_BCHW: uint8, shape (B, C, H, W).
+
+        Returns:
+            Normalised float32 images, same shape.
+        """
+        return self.normalise(images_BCHW.float() / 255)
+
+    def noise(self, count: int) -> Pixels:
+        """Make inputs that cost what real ones cost.
+
+        Args:
+            count: how many.
+
+        Returns:
+            Random images, uint8 of shape (count, C, H, W).
+        """
+        return np.random.default_rng(0).integers(0, 256, (count, *self.input_shape), dtype=np.uint8)
 
     def normalise(self, x_BCHW: "Tensor") -> "Tensor":
         """Scale images by the training split's statistics.
@@ -98,11 +131,12 @@ def image_warnings() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _opened(
-    path: Path, content: IO[bytes] | None = None, formats: tuple[str, ...] | None = None
+    path: ImageFile, content: IO[bytes] | None = None, formats: tuple[str, ...] | None = None
 ) -> Iterator[Image.Image]:
     bombs = (Image.DecompressionBombWarning, Image.DecompressionBombError)
     try:
-        with Image.open(content or path, formats=formats) as image:
+        source = path if isinstance(path, Path) else io.BytesIO(path.read_bytes()) if content is None else content
+        with Image.open(content or source, formats=formats) as image:
             yield image
     except UnidentifiedImageError as error:
         raise BadImage(path, "no known image format", "unknown") from error
@@ -116,7 +150,7 @@ def _reason(error: Exception) -> str:
     return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
-def image_facts(path: Path) -> tuple[int, int, bool]:
+def image_facts(path: ImageFile) -> tuple[int, int, bool]:
     """Read the size and kind of an image from its header, without decoding it.
 
     Args:
@@ -136,7 +170,7 @@ def image_facts(path: Path) -> tuple[int, int, bool]:
 
 
 def decode(
-    path: Path,
+    path: ImageFile,
     shape: tuple[int, int, int],
     *,
     content: IO[bytes] | None = None,
@@ -147,7 +181,8 @@ def decode(
 
     Args:
         path: the file.
-        shape: channels (1 or 3), height and width; images of another size are resized.
+        shape: channels (1 or 3), height and width; images of another size are resized. Transparent ones are laid on
+            white; of animated ones the first picture counts; 16-bit samples lose their lower 8 bits.
         content: what to read instead of the file; ``path`` is then a name for messages.
         formats: the only ones to try, by Pillow's names; None tries all.
         max_pixels: refuse larger images by their header; None leaves it to Pillow's own limit.
@@ -165,6 +200,10 @@ def decode(
             raise BadImage(path, pixels, "too large")
         image.load()
         ImageOps.exif_transpose(image, in_place=True)
+        if image.has_transparency_data and not image.mode.startswith("I"):
+            # What lies under transparent pixels is any colour, mostly black; viewers show them on white.
+            image = image.convert("RGBA")
+            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
         if image.mode.startswith("I"):
             # Pillow clips 16-bit samples when it converts them; keep their upper 8 bits instead.
             samples = np.asarray(image).astype(np.int64).clip(0, 65535)

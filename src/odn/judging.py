@@ -1,4 +1,4 @@
-"""Judging files by what they give for the images of a split, whatever runtime computed it."""
+"""Judging files by what they give for a split, whatever runtime computed it."""
 
 import dataclasses
 from pathlib import Path
@@ -74,22 +74,23 @@ class Judge:
         return float((outputs.argmax(1) == reference.argmax(1)).mean())
 
 
-def write_images(split: Split, path: Path) -> Judge:
-    """Write the decoded images of a split as an .npy file, a batch at a time.
+def write_inputs(split: Split, path: Path) -> Judge:
+    """Write the decoded images of a split, or the ids of its texts, as an .npy file, a batch at a time.
 
     Args:
         split: any split.
-        path: the file, of shape (N, C, H, W).
+        path: the file, uint8 of shape (N, C, H, W), or int64 of shape (N, T).
 
     Returns:
         What scores outputs for them.
     """
-    images = np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=(len(split), *split.spec.input_shape))
+    kind = np.int64 if split.spec.texts else np.uint8
+    inputs = np.lib.format.open_memmap(path, mode="w+", dtype=kind, shape=(len(split), *split.spec.input_shape))
     targets: list[Tensor] = []
     done = 0
     for batch, labels in split.batches(256, torch.arange(len(split)), torch.device("cpu")):
-        images[done : done + len(batch)] = batch.numpy()
+        inputs[done : done + len(batch)] = batch.numpy()
         targets.append(labels)
         done += len(batch)
-    images.flush()
+    inputs.flush()
     return Judge(spec=split.spec, targets=torch.cat(targets))

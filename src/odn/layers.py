@@ -9,31 +9,31 @@ import torch
 from torch import Tensor, nn
 
 from odn.errors import UsageError
-from odn.images import Preprocessing
+from odn.texts import AnyPreprocessing
 
 
 @final
 class Deployed(nn.Module):
-    """A network with its preprocessing, as files for other runtimes hold it: images in, logits or numbers out.
+    """A network with its preprocessing, as files for other runtimes hold it: images or ids in, logits or numbers out.
 
     Args:
-        network: takes normalised images.
-        preprocessing: from image to input.
+        network: takes normalised images, or ids of tokens.
+        preprocessing: from image or text to input.
         scaling: for regression, mean and standard deviation of each number that the network gives standardised.
     """
 
     def __init__(
         self,
         network: nn.Module,
-        preprocessing: Preprocessing,
+        preprocessing: AnyPreprocessing,
         scaling: tuple[Sequence[float], Sequence[float]] | None = None,
     ) -> None:
         super().__init__()
         self.network, self.preprocessing, self.scaling = network, preprocessing, scaling
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Return outputs of shape (B, K), of masks (B, K, H, W), for decoded images, uint8 of shape (B, C, H, W)."""
-        outputs: Tensor = self.network(self.preprocessing.normalise(images.float() / 255))
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Return outputs of shape (B, K), of masks (B, K, H, W), for uint8 images (B, C, H, W) or ids (B, T)."""
+        outputs: Tensor = self.network(self.preprocessing.prepare(inputs))
         if self.scaling is not None:
             mean, std = map(outputs.new_tensor, self.scaling)
             outputs = outputs * std + mean

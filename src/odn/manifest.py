@@ -2,44 +2,22 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
 from odn.errors import OdnError, UsageError
 from odn.files import read_bytes, read_text, write_atomically
-from odn.images import Preprocessing
+from odn.predictions import Prediction, predictions
 from odn.runtimes import RUNTIMES, Logits
 from odn.tables import from_table, to_table
 from odn.tasks import Metric, Task
+from odn.texts import AnyPreprocessing, TextPreprocessing, Tokenizer
 
-Labels = npt.NDArray[Any]
 SCHEMA = 2
 MANIFEST_FILE, SPEC_FILE, WEIGHTS_FILE = "manifest.json", "spec.json", "weights.safetensors"
+TOKENIZER_FILE = "tokenizer.json"
 _TORCH_FILES = (SPEC_FILE, WEIGHTS_FILE)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Prediction:
-    """What a network says of one image.
-
-    Attributes:
-        label: name of the most probable class; of several labels those that are more probable than not, with commas
-            between; the label that most pixels have; or the numbers as text.
-        probability: of that class, in [0, 1]; None where there is not one.
-        values: probability of each of several labels, share of the pixels of each label, or the numbers by name; empty
-            for one class.
-        mask: label of every pixel, uint8 or uint16 of shape (H, W), for segmentation.
-    """
-
-    label: str
-    probability: float | None
-    values: Mapping[str, float] = field(default_factory=dict)
-    mask: Labels | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,7 +68,7 @@ class Manifest:
 
     Attributes:
         labels: names of the classes, in the order of the logits.
-        preprocessing: from image to input.
+        preprocessing: from image or text to input.
         dataset: where the weights come from.
         versions: of odn, Python and the libraries that wrote the files.
         files: SHA-256 of each other file of the artifact.
@@ -103,7 +81,7 @@ class Manifest:
     """
 
     labels: tuple[str, ...]
-    preprocessing: Preprocessing
+    preprocessing: AnyPreprocessing
     dataset: TrainedOn
     versions: dict[str, str]
     files: dict[str, str]
@@ -124,67 +102,26 @@ class Manifest:
         """Mean and standard deviation of the numbers of a regression, None for other tasks."""
         return (self.target_mean, self.target_std) if self.task == "regression" else None
 
-    def predictions(self, logits: Logits) -> list[Prediction]:
-        """Say in words what a network gave.
+    @property
+    def texts(self) -> bool:
+        """Whether the network reads texts."""
+        return isinstance(self.preprocessing, TextPreprocessing)
+
+    @property
+    def shared_files(self) -> tuple[str, ...]:
+        """Names of the files that every runtime needs."""
+        return (TOKENIZER_FILE,) if self.texts else ()
+
+    def predictions(self, outputs: Logits) -> list[Prediction]:
+        """Say in words what the network gave.
 
         Args:
-            logits: shape (B, K), for segmentation (B, K, H, W); for regression the numbers in their own units.
+            outputs: shape (B, K), for segmentation (B, K, H, W).
 
         Returns:
-            One prediction per image.
-
-        Raises:
-            OdnError: when there is not one output per label.
+            One prediction per input.
         """
-        if logits.ndim != (4 if self.task == "segmentation" else 2) or logits.shape[1] != len(self.labels):
-            shape = " x ".join(map(str, logits.shape))
-            raise OdnError(f"logits of {shape} for {len(self.labels)} labels; export the network again")
-        return {
-            "classification": self._one_class,
-            "multilabel": self._several_labels,
-            "regression": self._numbers,
-            "segmentation": self._masks,
-        }[self.task](logits)
-
-    def _several_labels(self, logits: Logits) -> list[Prediction]:
-        rows = (1 / (1 + np.exp(-logits.astype(np.float64).clip(-700, 700)))).tolist()
-        return [
-            Prediction(
-                label=",".join(name for name, value in zip(self.labels, row, strict=True) if value > 0.5),
-                probability=None,
-                values=dict(zip(self.labels, row, strict=True)),
-            )
-            for row in rows
-        ]
-
-    def _numbers(self, outputs: Logits) -> list[Prediction]:
-        return [
-            Prediction(
-                label=",".join(f"{value:.6g}" for value in row),
-                probability=None,
-                values=dict(zip(self.labels, row, strict=True)),
-            )
-            for row in outputs.tolist()
-        ]
-
-    def _masks(self, logits: Logits) -> list[Prediction]:
-        masks = logits.argmax(1).astype(np.uint8 if len(self.labels) <= 256 else np.uint16)
-        predictions = []
-        for mask in masks:
-            shares = np.bincount(mask.ravel(), minlength=len(self.labels)) / mask.size
-            values = {name: share for name, share in zip(self.labels, shares.tolist(), strict=True) if share}
-            predictions.append(
-                Prediction(label=self.labels[int(shares.argmax())], probability=None, values=values, mask=mask)
-            )
-        return predictions
-
-    def _one_class(self, logits: Logits) -> list[Prediction]:
-        exponentials = np.exp(logits - logits.max(1, keepdims=True))
-        probabilities = exponentials.max(1) / exponentials.sum(1)
-        return [
-            Prediction(label=self.labels[index], probability=probability)
-            for index, probability in zip(logits.argmax(1).tolist(), probabilities.tolist(), strict=True)
-        ]
+        return predictions(self.task, self.labels, outputs)
 
 
 def files_of(runtime: str) -> tuple[str, ...]:
@@ -241,7 +178,7 @@ def read_manifest(directory: str | Path) -> Manifest:
     unknown = {export.runtime for export in manifest.exports} - set(RUNTIMES)
     if unknown:
         raise OdnError(f"{path} names the unknown runtime '{min(unknown)}'; export the network again")
-    expected = [name for runtime in manifest.runtimes for name in files_of(runtime)]
+    expected = [*(name for runtime in manifest.runtimes for name in files_of(runtime)), *manifest.shared_files]
     if sorted(manifest.files) != sorted(expected):
         raise OdnError(f"{path} must list {' and '.join(expected)}; export the network again")
     return manifest
@@ -258,9 +195,36 @@ def check_files(directory: Path, manifest: Manifest, runtime: str) -> None:
     Raises:
         OdnError: when one is missing or was changed.
     """
-    for name in files_of(runtime):
+    for name in (*files_of(runtime), *manifest.shared_files):
         if sha256(read_bytes(directory / name)) != manifest.files[name]:
             raise OdnError(f"{directory / name} was changed since it was exported; copy or export the artifact again")
+
+
+def read_tokenizer(directory: Path, manifest: Manifest) -> Tokenizer:
+    """Open the tokenizer of an artifact whose network reads texts.
+
+    Args:
+        directory: the artifact.
+        manifest: its manifest.
+
+    Returns:
+        The tokenizer.
+
+    Raises:
+        OdnError: when the file was changed, is damaged, or has other tokens than the network.
+    """
+    path = directory / TOKENIZER_FILE
+    assert isinstance(manifest.preprocessing, TextPreprocessing)
+    content = read_text(path)
+    if sha256(content.encode()) != manifest.files[TOKENIZER_FILE]:
+        raise OdnError(f"{path} was changed since it was exported; copy or export the artifact again")
+    tokenizer = Tokenizer(content, str(path))
+    if tokenizer.vocabulary != manifest.preprocessing.vocabulary:
+        raise OdnError(
+            f"{path} has {tokenizer.vocabulary} tokens, the manifest says {manifest.preprocessing.vocabulary}; export "
+            "the network again"
+        )
+    return tokenizer
 
 
 def sha256(content: bytes) -> str:

@@ -140,7 +140,7 @@ def partition(
             the number of classes.
         input_dtype: of what a network of your own reads.
         width: factor on the backbone's channels, where its family scales.
-        vocabulary: of a text encoder, the number of different tokens; 0 takes the encoder's own.
+        vocabulary: of a text encoder, the number of different tokens; 0 takes that of the data, or the encoder's own.
         seed: of the fresh weights; the caller's random state is left alone.
 
     Returns:
@@ -157,6 +157,7 @@ def partition(
         if isinstance(backbone, str):
             if blocks or head is not None:
                 raise UsageError(f"blocks and head are for networks of your own; leave them out for '{backbone}'")
+            vocabulary = vocabulary or getattr(data, "vocabulary", 0)
             return build_network(backbone, data.input_shape, classes, width=width, vocabulary=vocabulary, task=task)
         if width != 1 or vocabulary:
             raise UsageError("width and vocabulary are for backbones with a name; leave them out")

@@ -60,13 +60,14 @@ def render_page(figures: dict[str, Any], records: Sequence[EpochRecord], macs_by
     """
     dataset, metric = figures["dataset"], METRIC_NAMES[figures["metric"]]
     shape = "x".join(map(str, dataset["input_shape"]))
+    inputs = f"images of {shape}" if len(dataset["input_shape"]) > 1 else f"texts of {shape} tokens"
     charts = ""
     if records:
         charts = (
             f"<h2>Depth, {escape(metric)} and cost</h2>"
             + depth_chart(records, macs_by_depth, figures["target_accuracy"], figures["depth"])
             + f'<p class="note">Best validation score ({escape(metric)}) of the averaged weights at each depth tried, '
-            "before fine-tuning, with its 95 % interval; the bars are the MACs of one image.</p>"
+            "before fine-tuning, with its 95 % interval; the bars are the MACs of one input.</p>"
             "<h2>Growth</h2>"
             + timeline(records, figures["target_accuracy"])
             + f'<p class="note">Validation score ({escape(metric)}) of the averaged weights after every epoch.</p>'
@@ -76,7 +77,7 @@ def render_page(figures: dict[str, Any], records: Sequence[EpochRecord], macs_by
         title=escape(f"{figures['backbone']} on {dataset['name']}"),
         verdict=_verdict(figures),
         data=escape(
-            f"{dataset['classes']} classes, images of {shape}; {dataset['train']:,} for training, "
+            f"{dataset['classes']} classes, {inputs}; {dataset['train']:,} for training, "
             f"{dataset['valid']:,} for validation, test: {test}. Seed {figures['seed']}."
         ),
         headings="".join(f"<th>{escape(heading)}</th>" for heading in HEADINGS),

@@ -147,7 +147,7 @@ def plan(workload: Workload, hardware: Hardware, depth: int | None = None) -> di
             prefix,
             workload.input_shape,
             share,
-            copies=(4 if workload.training.optimizer == "sgd" else 5) / (hardware.processes if sharded else 1),
+            copies=(5 if workload.training.optimizer == "adamw" else 4) / (hardware.processes if sharded else 1),
         ),
         "full_depth_seconds": round(full_seconds, 1),
         "full_depth_price": round(full_seconds * price, 2),

@@ -1,4 +1,4 @@
-"""Classifying image files, many at once: a few threads decode while the network runs."""
+"""Classifying image files or texts, many at once: a few threads decode while the network runs."""
 
 import collections
 import itertools
@@ -6,16 +6,20 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import IO, NamedTuple
 
 import numpy as np
 
-from odn.errors import OdnError
-from odn.images import BadImage, Pixels, decode, image_warnings
-from odn.manifest import Manifest, Prediction, read_manifest
+from odn.errors import OdnError, UsageError
+from odn.images import BadImage, Pixels, Preprocessing, decode, image_warnings
+from odn.manifest import Manifest, read_manifest, read_tokenizer
+from odn.predictions import Prediction
 from odn.runtimes import Session
 from odn.sessions import choose_runtime, open_session
+from odn.texts import Tokenizer
 
 _BATCH = 64
+_MAX_LINE_BYTES = 16 * 1024**2
 _Decoded = tuple[Sequence[Path], list[Pixels | BadImage]]
 
 
@@ -42,9 +46,14 @@ def predict_files(
     Returns:
         Each path, in order, with its prediction or with what is wrong with the file. The artifact has been checked when
         this returns, the files are decoded while the result is read.
+
+    Raises:
+        UsageError: when the network reads texts.
     """
     directory = Path(directory)
     manifest = read_manifest(directory)
+    if manifest.texts:
+        raise UsageError(f"{directory} reads texts, not images; use predict_texts")
     session = open_session(directory, manifest, choose_runtime(manifest, runtime), threads or cpu_count())
     return _predict(session, manifest, paths)
 
@@ -55,6 +64,7 @@ def _predict(
     workers = min(4, cpu_count())
     source = iter(paths)
     waiting: collections.deque[Future[_Decoded]] = collections.deque()
+    assert isinstance(manifest.preprocessing, Preprocessing)
     shape = manifest.preprocessing.input_shape
     with image_warnings(), ThreadPoolExecutor(workers) as pool:
         while chunk := list(itertools.islice(source, _BATCH)):
@@ -82,6 +92,104 @@ def _classify(
     predictions = iter(manifest.predictions(session(np.stack(images))) if images else ())
     for path, image in zip(paths, decoded, strict=True):
         yield path, image if isinstance(image, BadImage) else next(predictions)
+
+
+def predict_texts(
+    directory: str | Path,
+    texts: Iterable["Text | BadText"],
+    *,
+    runtime: str | None = None,
+    threads: int | None = None,
+) -> Iterator["tuple[Text, Prediction] | BadText"]:
+    """Classify texts.
+
+    Args:
+        directory: the artifact.
+        texts: they are read as they come.
+        runtime: ``onnx``, ``pt2`` or ``torch``; None takes the first that the artifact has a file for.
+        threads: to compute with; None takes one per processor.
+
+    Returns:
+        Each text, in order, with its prediction; what was no text as it came. The artifact has been checked when this
+        returns.
+
+    Raises:
+        UsageError: when the network reads images.
+    """
+    directory = Path(directory)
+    manifest = read_manifest(directory)
+    if not manifest.texts:
+        raise UsageError(f"{directory} reads images, not texts; give image files")
+    session = open_session(directory, manifest, choose_runtime(manifest, runtime), threads or cpu_count())
+    return _predict_texts(session, manifest, read_tokenizer(directory, manifest), iter(texts))
+
+
+def _predict_texts(
+    session: Session, manifest: Manifest, tokenizer: Tokenizer, source: Iterator["Text | BadText"]
+) -> Iterator["tuple[Text, Prediction] | BadText"]:
+    tokens = manifest.preprocessing.input_shape[0]
+    while chunk := list(itertools.islice(source, _BATCH)):
+        good = [text for text in chunk if isinstance(text, Text)]
+        ids = tokenizer.encode([text.content for text in good], tokens)
+        predictions = iter(manifest.predictions(session(ids)) if good else ())
+        for text in chunk:
+            yield text if isinstance(text, BadText) else (text, next(predictions))
+
+
+class Text(NamedTuple):
+    """A text, and where it stands.
+
+    Attributes:
+        where: file and line.
+        content: the text.
+    """
+
+    where: str
+    content: str
+
+
+class BadText(OdnError):
+    """A line that holds no text; the message says which."""
+
+
+def find_texts(names: Iterable[str], standard: IO[bytes]) -> Iterator[Text | BadText]:
+    """Read texts, one a line.
+
+    Args:
+        names: files, or ``-`` for ``standard``.
+        standard: further lines.
+
+    Yields:
+        The texts in order, and what is wrong with lines that hold none.
+
+    Raises:
+        OdnError: when a file cannot be read.
+    """
+    for name in names:
+        try:
+            if name == "-":
+                yield from _lines("stdin", standard)
+            else:
+                with Path(name).open("rb") as file:
+                    yield from _lines(name, file)
+        except OSError as error:
+            raise OdnError(f"cannot read {name}: {error.strerror}; give a file with one text a line") from error
+
+
+def _lines(name: str, file: IO[bytes]) -> Iterator[Text | BadText]:
+    number = 0
+    while line := file.readline(_MAX_LINE_BYTES + 1):
+        number += 1
+        where = f"{name}:{number}"
+        try:
+            text = line.decode("utf-8-sig" if number == 1 else "utf-8").strip()
+        except UnicodeDecodeError:
+            text, where = "", f"{where} is not UTF-8; save the file as UTF-8"
+        else:
+            where += "" if text else " is an empty text; fill it in or remove the line"
+        if len(line) > _MAX_LINE_BYTES:
+            raise OdnError(f"{name}:{number} is longer than {_MAX_LINE_BYTES:,} bytes; give one text a line")
+        yield Text(where, text) if text else BadText(where)
 
 
 def find_files(names: Iterable[str], listed: Iterable[str]) -> Iterator[Path]:

@@ -111,8 +111,13 @@ def check_request(network: Prefix, config: CompressConfig, input_shape: tuple[in
         network: what is to be narrowed, or the shallowest that it may be.
         config: how narrow.
         input_shape: channels, height and width of an image.
+
+    Raises:
+        UsageError: when the network reads texts.
     """
     require_pruning()
+    if len(input_shape) == 1:
+        raise UsageError("encoders of texts cannot be narrowed yet; leave --compress out")
     width = config.step if config.auto else find_width(network, config, input_shape)
     prune(network, narrowed_sizes(sizes_of(network), width, config.channel_multiple), input_shape)
 

@@ -23,7 +23,7 @@ from odn.page import HEADINGS, cells, compression_sentence, render_page
 from odn.processes import training_device
 from odn.recipe import RunConfig, read_run_config
 from odn.records import EpochRecord, read_history
-from odn.rivals import FULL, STOCK, build_rival
+from odn.rivals import FULL, STOCK, build_rival, rivals_of
 from odn.runtime_rows import on_test_split, runtime_rows
 from odn.search import plan_depths
 from odn.stopping import confirmed, meets_target, settle_target
@@ -118,7 +118,7 @@ def _figures(
     network, manifest = artifact.network, artifact.manifest
     spec = network.spec
     assert spec is not None
-    full, stock = (_rival(name, spec) for name in (FULL, STOCK))
+    full = _rival(FULL, spec)
     rows = [_row(FULL, full, config)]
     if spec.channels:
         rows.append(_extracted_row(run, spec, test, valid, config))
@@ -157,7 +157,7 @@ def _figures(
             *rows,
             mine,
             *runtime_rows(run / "artifact", manifest, mine, test, config),
-            _row(STOCK, stock, config),
+            *(_row(name, _rival(name, spec), config) for name in rivals_of(spec) if name == STOCK),
         ],
         "refused": [
             {"name": export.runtime, "reason": export.reason} for export in manifest.exports if not export.kept

@@ -11,8 +11,20 @@ STOCK = "cifar_resnet20"
 RIVALS = (FULL, "resnet18", STOCK, "mobilenet_v3_small")
 
 
+def rivals_of(spec: NetworkSpec) -> tuple[str, ...]:
+    """Name the networks to compare with.
+
+    Args:
+        spec: of the network.
+
+    Returns:
+        Some of ``RIVALS``; for a network that reads texts only its own full depth.
+    """
+    return RIVALS if len(spec.input_shape) == 3 else (FULL,)
+
+
 def build_rival(name: str, spec: NetworkSpec, *, seed: int = 0) -> nn.Module:
-    """Build a network for the same images and classes, with random weights.
+    """Build a network for the same inputs and classes, with random weights.
 
     Args:
         name: one of ``RIVALS``; ``full`` is the backbone that the network was taken from, uncut.

@@ -12,7 +12,7 @@ from odn.data import Data
 from odn.engine import Watch, finish
 from odn.errors import OdnError, UsageError
 from odn.expansion import expand_epochs, kept_name
-from odn.exporting import export
+from odn.exporting import check_runtimes, export
 from odn.extraction import FinetuneResult, finetune_epochs
 from odn.network import Prefix, partition
 from odn.processes import agree, first_only
@@ -87,6 +87,7 @@ def _expand(config: RunConfig, path: Path, *, force: bool, resume: bool, watch: 
     # Everything that can be wrong with the request shows before the first byte is written.
     find_backbone(config.backbone, config.width)
     data = load_run_data(config)
+    check_runtimes(config.export, texts=data.spec.texts)
     network = partition(config.backbone, data.spec, width=config.width, seed=config.seed)
     depths = plan_depths(config.expand, network.max_depth)
     if config.compress.asked:

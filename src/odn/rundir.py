@@ -8,6 +8,7 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
+from odn.backbones import find_backbone
 from odn.checkpoint import Checkpoints
 from odn.data import Data, DataSpec, load_data
 from odn.errors import OdnError, UsageError
@@ -16,6 +17,7 @@ from odn.network import Prefix, build_network
 from odn.processes import first_on_each_machine, first_only, share
 from odn.recipe import RunConfig, difference, read_run_config, to_toml
 from odn.records import Verb
+from odn.saved import holds_texts
 from odn.search import plan_depths
 from odn.storage import save_network
 from odn.tables import from_table, to_table
@@ -133,7 +135,13 @@ def planned_depths(config: RunConfig, data: DataSpec) -> list[int]:
         Ascending depths.
     """
     full = build_network(
-        config.backbone, data.input_shape, len(data.classes), width=config.width, task=data.task, device="meta"
+        config.backbone,
+        data.input_shape,
+        len(data.classes),
+        width=config.width,
+        vocabulary=data.vocabulary,
+        task=data.task,
+        device="meta",
     )
     return plan_depths(config.expand, full.max_depth)
 
@@ -160,10 +168,26 @@ def load_run_data(config: RunConfig) -> Data:
 
     Returns:
         The splits and what is known of them.
+
+    Raises:
+        UsageError: when the backbone reads something else.
     """
+    backbone = find_backbone(config.backbone, config.width)
+    reads_texts, texts = backbone.task == "text-classification", holds_texts(config.dataset)
+    if reads_texts != texts:
+        given, wanted = ("texts", "bert_tiny") if texts else ("images", "resnet18")
+        raise UsageError(
+            f"{config.dataset} holds {given}, backbone '{config.backbone}' reads {'images' if texts else 'texts'}; "
+            f"choose another, e.g. --backbone {wanted}"
+        )
     with first_on_each_machine():  # it may have to download
         return load_data(
-            config.dataset, data_dir=config.data_dir, seed=config.seed, config=config.data, augment=config.augment
+            config.dataset,
+            data_dir=config.data_dir,
+            seed=config.seed,
+            config=config.data,
+            augment=config.augment,
+            positions=backbone.positions(),
         )
 
 

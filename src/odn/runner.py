@@ -17,10 +17,12 @@ from typing import Any
 import numpy as np
 
 from odn.errors import OdnError
+from odn.images import Preprocessing
 from odn.manifest import read_manifest
 from odn.runtimes import RUNTIMES, Logits, Session, torch_session
 from odn.sessions import open_session, run_all
 from odn.tables import from_table, to_table
+from odn.texts import TextPreprocessing
 
 BATCH = 64
 _PATIENCE_SECONDS = 3600
@@ -35,20 +37,20 @@ class Job:
         runtime: its name.
         rival: measure a network of ``odn.rivals`` in PyTorch instead of the artifact's own.
         threads: to compute with.
-        images: an .npy file of decoded images to run, or an empty string.
+        inputs: an .npy file of decoded images or ids of tokens to run, or an empty string.
         seconds: spent on the latency of each batch size; 0 measures none.
         batches: these sizes.
-        input_shape: of one image, for latencies.
+        preprocessing: of the network, for latencies; None where none are measured.
     """
 
     directory: str
     runtime: str
     rival: str = ""
     threads: int = 1
-    images: str = ""
+    inputs: str = ""
     seconds: float = 0.0
     batches: tuple[int, ...] = ()
-    input_shape: tuple[int, ...] = ()
+    preprocessing: Preprocessing | TextPreprocessing | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +58,7 @@ class Outcome:
     """What the process found.
 
     Attributes:
-        logits: of the images, shape (N, K); None where none were given.
+        logits: of the inputs, shape (N, K); None where none were given.
         latency_ms: ``{"batch_1": {"p50": ms, "p95": ms}, ...}``, per batch; empty where not measured.
         peak_memory_bytes: of the process, its libraries included; None where the system does not tell.
         modules: imported by it.
@@ -90,7 +92,7 @@ def run_apart(job: Job) -> Outcome:
             words = [line for line in done.stderr.splitlines() if line.strip()] or [f"exit code {done.returncode}"]
             raise OdnError(f"{job.runtime} failed in a process of its own: {words[-1].removeprefix('odn: ')[:300]}")
         result = json.loads((Path(folder) / "result.json").read_text())
-        logits = np.load(Path(folder) / "logits.npy") if job.images else None
+        logits = np.load(Path(folder) / "logits.npy") if job.inputs else None
     return Outcome(logits=logits, **result)
 
 
@@ -106,9 +108,9 @@ def main(arguments: Sequence[str]) -> int:
     job, folder = from_table(Job, json.loads(arguments[0])), Path(arguments[1])
     try:
         session = _session(job)
-        if job.images:
-            images = np.load(job.images, mmap_mode="r")
-            np.save(folder / "logits.npy", run_all(session, images, BATCH))
+        if job.inputs:
+            inputs = np.load(job.inputs, mmap_mode="r")
+            np.save(folder / "logits.npy", run_all(session, inputs, BATCH))
         latency = {f"batch_{size}": _latency(session, size, job) for size in job.batches} if job.seconds else {}
     except OdnError as error:
         print(f"odn: {error}", file=sys.stderr)
@@ -136,14 +138,14 @@ def _session(job: Job) -> Session:
 
 
 def _latency(session: Session, batch: int, job: Job) -> dict[str, float]:
-    shape = (batch, *job.input_shape)
-    images = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+    assert job.preprocessing is not None
+    inputs = job.preprocessing.noise(batch)
     for _ in range(3):
-        session(images)
+        session(inputs)
     times: list[float] = []
     while len(times) < 10 or sum(times) < job.seconds:
         start = time.perf_counter()
-        session(images)
+        session(inputs)
         times.append(time.perf_counter() - start)
     p50, p95 = np.percentile(times, [50, 95]) * 1e3
     return {"p50": round(float(p50), 4), "p95": round(float(p95), 4)}

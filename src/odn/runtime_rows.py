@@ -8,7 +8,7 @@ from typing import Any
 from odn.config import ReportConfig
 from odn.data import Split
 from odn.errors import OdnError
-from odn.judging import Judge, write_images
+from odn.judging import Judge, write_inputs
 from odn.manifest import Exported, Manifest, check_files, files_of
 from odn.metrics import Score
 from odn.runner import Job, run_apart
@@ -38,9 +38,9 @@ def runtime_rows(
     if not kept:
         return []
     with tempfile.TemporaryDirectory() as folder:
-        images = Path(folder) / "images.npy"
-        judge = None if test is None else write_images(test, images)
-        return [_row(directory, manifest, network, export, images, judge, config) for export in kept]
+        inputs = Path(folder) / "inputs.npy"
+        judge = None if test is None else write_inputs(test, inputs)
+        return [_row(directory, manifest, network, export, inputs, judge, config) for export in kept]
 
 
 def _row(
@@ -48,7 +48,7 @@ def _row(
     manifest: Manifest,
     network: dict[str, Any],
     export: Exported,
-    images: Path,
+    inputs: Path,
     judge: Judge | None,
     config: ReportConfig,
 ) -> dict[str, Any]:
@@ -71,10 +71,10 @@ def _row(
     job = Job(
         directory=str(directory),
         runtime=export.runtime,
-        images="" if judge is None else str(images),
+        inputs="" if judge is None else str(inputs),
         seconds=config.latency_seconds,
         batches=_BATCHES,
-        input_shape=manifest.preprocessing.input_shape,
+        preprocessing=manifest.preprocessing,
     )
     check_files(directory, manifest, export.runtime)
     try:

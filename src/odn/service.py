@@ -14,8 +14,9 @@ from typing import IO, TYPE_CHECKING, Any, final
 import numpy as np
 
 from odn.batching import Batcher, Overloaded
+from odn.errors import UsageError
 from odn.guard import Limits, Refused
-from odn.images import BadImage, Pixels, decode, image_warnings
+from odn.images import BadImage, Pixels, Preprocessing, decode, image_warnings
 from odn.manifest import Manifest, read_manifest
 from odn.predicting import cpu_count
 from odn.sessions import choose_runtime, open_session
@@ -41,6 +42,8 @@ class Service:
 
     def __init__(self, directory: Path, runtime: str | None, threads: int | None, limits: Limits) -> None:
         self.manifest: Manifest = read_manifest(directory)
+        if self.manifest.texts:
+            raise UsageError(f"{directory} reads texts, odn serve answers with images alone; use odn predict --text")
         self.runtime = choose_runtime(self.manifest, runtime)
         self.limits = limits
         session = open_session(directory, self.manifest, self.runtime, threads or cpu_count())
@@ -87,7 +90,9 @@ class Service:
         ]
 
     def _decode(self, files: Sequence[IO[bytes]]) -> Pixels:
-        shape = self.manifest.preprocessing.input_shape
+        preprocessing = self.manifest.preprocessing
+        assert isinstance(preprocessing, Preprocessing)
+        shape = preprocessing.input_shape
         images = []
         for number, content in enumerate(files, 1):
             name = Path(f"image {number}")

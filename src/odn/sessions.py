@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 
 from odn.errors import UsageError, did_you_mean
-from odn.images import Pixels
 from odn.manifest import Manifest, check_files
 from odn.runtimes import RUNTIMES, Logits, Session, torch_session
+from odn.texts import Batch
 
 # What files from strangers may be opened with, the first in an artifact being the default.
 USABLE = ("onnx", "int8", "torch")
@@ -65,17 +65,17 @@ def _open_torch(directory: Path, threads: int) -> Session:
     return torch_session(load(directory).deployed, threads)
 
 
-def run_all(session: Session, images: Pixels, batch: int) -> Logits:
-    """Run any number of images, the first alone, so that more than one batch size is seen.
+def run_all(session: Session, inputs: Batch, batch: int) -> Logits:
+    """Run any number of inputs, the first alone, so that more than one batch size is seen.
 
     Args:
         session: of a runtime.
-        images: uint8, shape (N, C, H, W), one or more.
-        batch: images at once.
+        inputs: images, uint8 of shape (N, C, H, W), or ids of tokens, int64 of shape (N, T), one or more.
+        batch: inputs at once.
 
     Returns:
         Logits of shape (N, K).
     """
-    starts = [0, *range(1, len(images), batch)]
-    ends = [*starts[1:], len(images)]
-    return np.concatenate([session(np.array(images[a:b])) for a, b in zip(starts, ends, strict=True)])
+    starts = [0, *range(1, len(inputs), batch)]
+    ends = [*starts[1:], len(inputs)]
+    return np.concatenate([session(inputs[a:b].copy()) for a, b in zip(starts, ends, strict=True)])

@@ -6,7 +6,6 @@ Shapes: B batch, C channels, H height, W width.
 import contextlib
 import copy
 import logging
-import math
 from collections.abc import Mapping
 from typing import Literal, final
 
@@ -23,6 +22,7 @@ from odn.errors import OdnError, UsageError
 from odn.layers import to_channels_last
 from odn.losses import task_loss
 from odn.network import Prefix
+from odn.optimizers import make_optimizer, settled
 from odn.processes import accelerator, copy_from_first, share, total, training_device
 from odn.schedules import Schedule
 from odn.sharding import fill, part_like, shard
@@ -97,7 +97,8 @@ class Stage:
         new_head: bool = False,
         teacher: Teacher | None = None,
     ) -> None:
-        self.config, self.task = config, train.spec.task
+        self.config = config = settled(config, texts=train.spec.texts)
+        self.task = train.spec.task
         self.device, self.share = training_device(), share()
         self.precision = resolve_precision(config.precision, self.device)
         self.batch_size = batch_size_for(config, len(train))
@@ -126,7 +127,7 @@ class Stage:
         if self.sharded:
             for network in (self.prefix, self.averaged):
                 shard(network, self.share.world)
-        self.optimizer: torch.optim.Optimizer = _make_optimizer(self.prefix, config, self.batch_size)
+        self.optimizer: torch.optim.Optimizer = make_optimizer(self.prefix, config, self.batch_size)
         if previous is not None:
             state = previous.optimizer_state()
             self.load_optimizer_state({n: t for n, t in state.items() if not (new_head and n.startswith("head."))})
@@ -275,19 +276,3 @@ class Stage:
         # Early on, the average reaches back over a fixed share of the steps so far: it forgets its start.
         decay = min(1 - 1 / horizon, (1 + self.step) / (10 + self.step))
         get_ema_multi_avg_fn(decay)(averaged, current, count)
-
-
-def _make_optimizer(prefix: Prefix, config: TrainConfig, batch_size: int) -> torch.optim.Optimizer:
-    sgd = config.optimizer == "sgd"
-    # Linear scaling for SGD (Goyal et al., arXiv 1706.02677), square root for Adam (Malladi et al., arXiv 2205.10287).
-    batches = batch_size / 128
-    rate = config.learning_rate or (0.1 * batches if sgd else 0.002 * math.sqrt(batches))
-    decay = config.weight_decay if config.weight_decay >= 0 else (5e-4 if sgd else 0.05)
-    weights = [p for p in prefix.parameters() if p.ndim >= 2]
-    others = [p for p in prefix.parameters() if p.ndim < 2]
-    groups = [{"params": weights, "weight_decay": decay}, {"params": others, "weight_decay": 0.0}]
-    for group in groups:
-        group["initial_lr"] = rate
-    if sgd:
-        return torch.optim.SGD(groups, lr=rate, momentum=0.9, nesterov=True)
-    return torch.optim.AdamW(groups, lr=rate)

@@ -51,8 +51,10 @@ def _value(kind: Any, value: Any, where: str) -> Any:
             raise UsageError(f"'{where}' is {value!r}; allowed: {', '.join(map(str, arguments))}")
         return value
     if origin is types.UnionType:
-        inner = next(argument for argument in arguments if argument is not type(None))
-        return None if value is None else _value(inner, value, where)
+        if value is None and type(None) in arguments:
+            return None
+        inner = [argument for argument in arguments if argument is not type(None)]
+        return _value(next((kind for kind in inner if _fits(kind, value)), inner[0]), value, where)
     if origin is tuple:
         if not isinstance(value, list | tuple):
             raise UsageError(f"'{where}' is {value!r}; allowed: a list")
@@ -75,6 +77,15 @@ def _value(kind: Any, value: Any, where: str) -> Any:
     if not isinstance(value, plain) or (plain is int and isinstance(value, bool)):
         raise UsageError(f"'{where}' is {value!r}; allowed: a value of type {plain.__name__}")
     return value
+
+
+def _fits(kind: Any, value: Any) -> bool:
+    """Tell whether a table has the names of a dataclass, for those that may be one of several."""
+    return (
+        dataclasses.is_dataclass(kind)
+        and isinstance(value, dict)
+        and value.keys() <= {entry.name for entry in dataclasses.fields(kind)}
+    )
 
 
 def to_table(config: Any) -> dict[str, Any]:

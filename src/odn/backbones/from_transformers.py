@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from odn.backbones.parts import Backbone, Inputs, Parts
 from odn.backbones.text_config import Config, checked_config, read_config
 from odn.errors import UsageError, require_extra
+from odn.texts import PADDING
 
 States = tuple[Tensor, ...]
 
@@ -150,12 +151,29 @@ def _make(inputs: Inputs, width: float, *, family: str, config: Config) -> nn.Mo
         raise UsageError(
             f"transformers cannot follow the configuration: {' '.join(str(error).split())[:200]}"
         ) from error
-    longest = settings.max_position_embeddings
-    if family == "roberta":  # its positions are counted from behind the padding's id
-        longest -= settings.pad_token_id + 1
+    longest = _positions(settings, family)
     if inputs.shape[0] > longest:
         raise UsageError(f"texts of {inputs.shape[0]} tokens; allowed: up to {longest}, the positions of this {family}")
     return network
+
+
+def _positions(settings: Any, family: str) -> int:
+    longest: int = settings.max_position_embeddings
+    if family == "roberta":  # its positions are counted from behind the padding's id
+        longest -= settings.pad_token_id + 1
+    return longest
+
+
+def _readable(name: str, family: str, config: Config) -> int:
+    """Count the tokens that an encoder can read of the texts that odn prepares."""
+    transformers = require_extra("transformers", "text", f"a {family} backbone")
+    settings = getattr(transformers, _FAMILIES[family][0]).config_class(**config)
+    if settings.pad_token_id != PADDING:
+        raise UsageError(
+            f"{name} pads texts with the id {settings.pad_token_id}, odn with {PADDING}; set pad_token_id "
+            f"to {PADDING} in its config.json"
+        )
+    return _positions(settings, family)
 
 
 def _cut(network: Any, _chain: None, *, family: str) -> Parts:
@@ -185,6 +203,7 @@ def _entry(name: str, family: str, config: Config, *, keep: bool = False) -> Bac
         cut=partial(_cut, family=family),
         task="text-classification",
         config=config if keep else None,
+        positions=partial(_readable, name, family, config),
     )
 
 

@@ -65,6 +65,7 @@ class Backbone:
         scales: whether a width other than 1 is possible.
         sides: the side of the images that the library makes it for, and of what number sides have to be multiples.
         config: of an encoder that came from a directory.
+        positions: tokens that a text encoder can read at the most; 0 for images.
     """
 
     name: str
@@ -76,6 +77,7 @@ class Backbone:
     scales: bool = False
     sides: Callable[[], tuple[int, int]] = lambda: (224, 1)
     config: dict[str, int | float | str | bool] | None = None
+    positions: Callable[[], int] = lambda: 0
 
 
 def names_alone(names: Sequence[str]) -> list[list[str]]:

@@ -15,11 +15,13 @@ class AugmentConfig:
         shift: largest translation as a fraction of the image side, in [0, 0.5].
         rotate_degrees: largest rotation either way, in [0, 180].
         flip: mirror half of the images left to right; only where the classes allow it.
+        token_dropout: of texts, share of the tokens that are hidden; the other changes are for images.
     """
 
     shift: float = 0.1
     rotate_degrees: float = 0.0
     flip: bool = False
+    token_dropout: float = 0.1
 
     def __post_init__(self) -> None:
         require(0 <= self.shift <= 0.5, f"augment.shift is {self.shift}; allowed: 0 to 0.5 of the side")
@@ -27,6 +29,7 @@ class AugmentConfig:
             0 <= self.rotate_degrees <= 180,
             f"augment.rotate_degrees is {self.rotate_degrees}; allowed: 0 to 180",
         )
+        require(0 <= self.token_dropout < 1, f"augment.token_dropout is {self.token_dropout}; allowed: 0 to below 1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +48,10 @@ class DataConfig:
         skip_bad_files: leave unreadable image files out (they are named) instead of stopping.
         resident_bytes: a split whose decoded images fit into so many bytes lives in memory, a larger one streams.
         workers: processes that decode a streamed dataset; 0 means one per CPU core, at most 8.
+        max_tokens: of a text; longer ones are cut off. 0 means what 99 of 100 training texts need, rounded up to a
+            multiple of 8, at most the encoder's positions.
+        vocabulary: most tokens that the tokenizer, trained on the training texts, may have.
+        lowercase: whether capital letters of texts are dropped.
     """
 
     task: Literal["auto", Task] = "auto"
@@ -56,6 +63,9 @@ class DataConfig:
     skip_bad_files: bool = False
     resident_bytes: int = 2 * 1024**3
     workers: int = 0
+    max_tokens: int = 0
+    vocabulary: int = 8192
+    lowercase: bool = True
 
     def __post_init__(self) -> None:
         if self.task != "auto":
@@ -68,7 +78,11 @@ class DataConfig:
             0 < self.test_fraction <= 0.5,
             f"data.test_fraction is {self.test_fraction}; allowed: above 0 to 0.5",
         )
-        for name in ("train_limit", "resident_bytes", "workers"):
+        for name in ("train_limit", "resident_bytes", "workers", "max_tokens"):
             value = getattr(self, name)
             require(value >= 0, f"data.{name} is {value}; allowed: 0 or more")
+        require(
+            258 <= self.vocabulary <= 1_000_000,
+            f"data.vocabulary is {self.vocabulary}; allowed: 258 (every byte, padding and mask) to 1,000,000",
+        )
         require(0 <= self.image_size <= 4096, f"data.image_size is {self.image_size}; allowed: 1 to 4096 pixels")

@@ -14,7 +14,7 @@ class TrainConfig:
     """How weights are trained, the same for every depth and for fine-tuning.
 
     Attributes:
-        optimizer: ``sgd`` (Nesterov momentum 0.9) or ``adamw``.
+        optimizer: ``sgd`` (Nesterov momentum 0.9), ``adamw``, or ``auto``: sgd for images, adamw for texts.
         learning_rate: peak learning rate; 0 takes the optimizer's default: for a batch of 128 images 0.1 (sgd) or
             0.002 (adamw), scaled with the batch size linearly (sgd) or by its square root (adamw).
         weight_decay: on weights of two or more dimensions; biases and norms are never decayed. Negative
@@ -25,7 +25,8 @@ class TrainConfig:
         warmup_epochs: epochs over which the learning rate rises linearly, at the start of every depth.
         ema_epochs: horizon of the moving average of the weights, in epochs (at most 2,000 steps).
         recalibration_images: training images used to compute BatchNorm statistics for averaged weights.
-        max_gradient_norm: gradients are clipped to this L2 norm; 0 does not clip.
+        max_gradient_norm: gradients are clipped to this L2 norm; 0 does not clip. Negative takes the default: 1 for
+            texts, 0 for images.
         precision: ``bf16`` autocast, ``fp32``, or ``auto``: bf16 where the hardware computes it natively.
         parallel: how several processes share the work: ``ddp`` gives each a copy of the network, ``fsdp`` a part of it,
             for networks that do not fit one GPU.
@@ -33,7 +34,7 @@ class TrainConfig:
             epoch it is saved anyway.
     """
 
-    optimizer: Literal["sgd", "adamw"] = "sgd"
+    optimizer: Literal["auto", "sgd", "adamw"] = "auto"
     learning_rate: float = 0.0
     weight_decay: float = -1.0
     batch_size: int = 0
@@ -41,7 +42,7 @@ class TrainConfig:
     warmup_epochs: float = 1.0
     ema_epochs: float = 3.0
     recalibration_images: int = 2048
-    max_gradient_norm: float = 0.0
+    max_gradient_norm: float = -1.0
     precision: Precision = "auto"
     parallel: Parallel = "ddp"
     checkpoint_minutes: float = 5.0
@@ -51,7 +52,7 @@ class TrainConfig:
             self.checkpoint_minutes > 0,
             f"train.checkpoint_minutes is {self.checkpoint_minutes}; allowed: above 0, e.g. 5",
         )
-        for name in ("learning_rate", "batch_size", "warmup_epochs", "max_gradient_norm"):
+        for name in ("learning_rate", "batch_size", "warmup_epochs"):
             value = getattr(self, name)
             require(value >= 0, f"train.{name} is {value}; allowed: 0 or more")
         require(self.batch_size != 1, "train.batch_size is 1; BatchNorm needs 2 or more images per step")

@@ -1,6 +1,6 @@
-"""Random changes to a batch of training images, drawn per sample and computed on the training device.
+"""Random changes to a batch of training samples, drawn per sample and computed on the training device.
 
-Shapes: B batch, C channels, H height, W width.
+Shapes: B batch, C channels, H height, W width, T tokens.
 """
 
 import math
@@ -11,6 +11,24 @@ from torch.nn import functional as F
 
 from odn.config import AugmentConfig
 from odn.metrics import IGNORED
+from odn.texts import MASK, PADDING
+
+
+def drop_tokens(ids_BT: Tensor, config: AugmentConfig, generator: torch.Generator) -> Tensor:
+    """Hide tokens of texts at random (word dropout; Iyyer et al., ACL 2015), the padding left as it is.
+
+    Args:
+        ids_BT: ids of tokens, shape (B, T).
+        config: the share to hide.
+        generator: a CPU generator; the draws do not depend on the device of the ids.
+
+    Returns:
+        Changed ids, same shape, type and device.
+    """
+    if not config.token_dropout:
+        return ids_BT
+    hidden = (torch.rand(ids_BT.shape, generator=generator) < config.token_dropout).to(ids_BT.device)
+    return ids_BT.masked_fill(hidden & (ids_BT != PADDING), MASK)
 
 
 def augment(x_BCHW: Tensor, config: AugmentConfig, generator: torch.Generator) -> Tensor:

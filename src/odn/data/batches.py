@@ -9,8 +9,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from odn.data.augment import augment, augment_with_masks
-from odn.data.splits import Split, derive_seed
+from odn.data.augment import augment, augment_with_masks, drop_tokens
+from odn.data.splits import DataSpec, Split, derive_seed
+from odn.images import Preprocessing
 
 
 def epoch_order(split: Split, batch_size: int, *, seed: int) -> Tensor:
@@ -65,7 +66,7 @@ def training_batches(
         share: which images of every batch this process takes.
 
     Yields:
-        float32 images of shape (B, C, H, W) and their labels.
+        float32 images of shape (B, C, H, W), or int64 ids of shape (B, T), and their labels.
     """
     order = epoch_order(split, batch_size, seed=seed)[first * batch_size :]
     if not len(order):
@@ -73,12 +74,18 @@ def training_batches(
     mine = order.view(-1, min(batch_size, len(order)))[:, share.rank :: share.world]
     for number, (images, labels) in enumerate(split.batches(mine.shape[1], mine.flatten(), device), first):
         generator = torch.Generator().manual_seed(derive_seed(seed, "batch", number, *share.parts))
-        x_BCHW = images.float() / 255
-        if split.spec.task == "segmentation":
-            x_BCHW, labels = augment_with_masks(x_BCHW, labels, split.spec.augment, generator)
-        else:
-            x_BCHW = augment(x_BCHW, split.spec.augment, generator)
-        yield split.spec.preprocessing.normalise(x_BCHW), labels
+        yield _augmented(images, labels, split.spec, generator)
+
+
+def _augmented(batch: Tensor, labels: Tensor, spec: DataSpec, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    if not isinstance(spec.preprocessing, Preprocessing):
+        return drop_tokens(spec.preprocessing.prepare(batch), spec.augment, generator), labels
+    x_BCHW = batch.float() / 255
+    if spec.task == "segmentation":
+        x_BCHW, labels = augment_with_masks(x_BCHW, labels, spec.augment, generator)
+    else:
+        x_BCHW = augment(x_BCHW, spec.augment, generator)
+    return spec.preprocessing.normalise(x_BCHW), labels
 
 
 def plain_batches(
@@ -101,10 +108,10 @@ def plain_batches(
         share: which images this process takes.
 
     Yields:
-        float32 images of shape (B, C, H, W) and their labels.
+        float32 images of shape (B, C, H, W), or int64 ids of shape (B, T), and their labels.
     """
     indices = torch.arange(len(split))
     if count is not None:
         indices = torch.randperm(len(split), generator=torch.Generator().manual_seed(seed))[:count]
     for images, labels in split.batches(batch_size, indices[share.rank :: share.world], device):
-        yield split.spec.preprocessing.normalise(images.float() / 255), labels
+        yield split.spec.preprocessing.prepare(images), labels

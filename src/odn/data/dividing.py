@@ -33,8 +33,8 @@ def check_classes(source: Source) -> None:
     if per_class.min() < needed:
         name = source.classes[int(per_class.argmin())]
         raise OdnError(
-            f"{source.name}: class '{name}' has {per_class.min()} training images; {needed} or more are needed to "
-            "split them; add images or remove the class"
+            f"{source.name}: class '{name}' has {per_class.min()} training {source.things}; {needed} or more are "
+            f"needed to split them; add {source.things} or remove the class"
         )
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from odn.data.sources import Samples, Source
 from odn.errors import OdnError
-from odn.images import BadImage, decode, image_facts, image_warnings
+from odn.images import BadImage, ImageFile, decode, image_facts, image_warnings
 
 _log = logging.getLogger(__name__)
 _VALID_NAMES = ("valid", "val", "validation")
@@ -75,7 +75,7 @@ def _list(root: Path, classes: tuple[str, ...]) -> Samples:
     return Samples(images=paths, labels=np.asarray(labels, dtype=np.int64))
 
 
-def common_shape(paths: Sequence[Path], image_size: int, *, skip_bad_files: bool) -> tuple[int, int, int]:
+def common_shape(paths: Sequence[ImageFile], image_size: int, *, skip_bad_files: bool) -> tuple[int, int, int]:
     """Find the shape that all images of a dataset share, from their headers.
 
     Args:
@@ -89,7 +89,7 @@ def common_shape(paths: Sequence[Path], image_size: int, *, skip_bad_files: bool
     Raises:
         OdnError: when sizes differ and none was asked for, or no file can be opened.
     """
-    first: tuple[Path, int, int] | None = None
+    first: tuple[ImageFile, int, int] | None = None
     gray = True
     with image_warnings(), ThreadPoolExecutor() as pool:
         for path, facts in zip(paths, pool.map(_facts_or_error, paths), strict=True):
@@ -115,7 +115,7 @@ def _skippable(error: BadImage) -> str:
     return f"{error}, or leave bad files out with --skip-bad-files"
 
 
-def _facts_or_error(path: Path) -> tuple[int, int, bool] | BadImage:
+def _facts_or_error(path: ImageFile) -> tuple[int, int, bool] | BadImage:
     try:
         return image_facts(path)
     except BadImage as error:
@@ -123,7 +123,7 @@ def _facts_or_error(path: Path) -> tuple[int, int, bool] | BadImage:
 
 
 def decode_all(
-    paths: Sequence[Path], shape: tuple[int, int, int], *, skip_bad_files: bool
+    paths: Sequence[ImageFile], shape: tuple[int, int, int], *, skip_bad_files: bool
 ) -> Iterator[tuple[int, Tensor]]:
     """Decode files in order, several at a time.
 
@@ -139,7 +139,7 @@ def decode_all(
         OdnError: at the first unreadable file, unless these are skipped.
     """
 
-    def attempt(path: Path) -> Tensor | BadImage:
+    def attempt(path: ImageFile) -> Tensor | BadImage:
         try:
             return torch.from_numpy(decode(path, shape))
         except BadImage as error:

@@ -11,12 +11,17 @@ from torch import Tensor
 from odn.config import AugmentConfig, DataConfig
 from odn.data.dividing import check_classes, divide
 from odn.data.folder import common_shape, decode_all, read_folder
+from odn.data.labelled import read_saved, read_tables
 from odn.data.npz import read_npz
+from odn.data.shards import find_shards, read_shards
 from odn.data.sources import Labels, Samples, Source, read_digits, read_torchvision
 from odn.data.splits import DataSpec, FileSplit, Split, TensorSplit
+from odn.data.tokens import token_splits
 from odn.defaults import DATASETS, require_dataset
 from odn.errors import OdnError, UsageError
 from odn.images import Preprocessing
+from odn.saved import find_saved
+from odn.tabular import find_tables
 from odn.tasks import choose_metric
 
 
@@ -52,17 +57,19 @@ def load_data(
     seed: int = 0,
     config: DataConfig | None = None,
     augment: AugmentConfig | None = None,
+    positions: int = 512,
 ) -> Data:
     """Read a dataset and split it.
 
     Args:
         dataset: a name (``digits``, ``mnist``, ``fashion-mnist``, ``emnist``, ``kmnist``, ``svhn``, ``cifar10``,
-            ``cifar100``), an ImageFolder directory, or an ``.npz`` file.
+            ``cifar100``), an ImageFolder directory, an ``.npz`` file, or what docs/data.md lists.
         data_dir: where named datasets lie in torchvision's layout, or are downloaded to.
         seed: of the split into train and validation. A test split that has to be held out does not depend on
             it, so that runs with other seeds are judged on the same images.
         config: sizes of the splits, image size, limits.
         augment: changes made to training images; None takes those of the named dataset.
+        positions: of texts, tokens that the encoder can read at the most.
 
     Returns:
         Train, validation and (read later) test split, normalised by statistics of the training split alone.
@@ -77,8 +84,11 @@ def load_data(
         augment = DATASETS[dataset].augment if dataset in DATASETS else AugmentConfig()
     check_classes(source)
     train, valid, held_out = divide(source, config, seed)
-    spec_of = _Loader(source, config, augment, seed)
-    return spec_of.load(train, valid, held_out)
+    if source.texts:
+        return Data(*token_splits(source, (train, valid, held_out), config, augment, seed, positions))
+    if config.max_tokens:
+        raise UsageError(f"--max-tokens {config.max_tokens} is for texts, {source.name} holds images; leave it out")
+    return _Loader(source, config, augment, seed).load(train, valid, held_out)
 
 
 def _read(dataset: str, data_dir: Path, config: DataConfig) -> Source:
@@ -99,11 +109,19 @@ def _read_any(dataset: str, data_dir: Path, config: DataConfig) -> Source:
     if dataset in DATASETS:
         return read_torchvision(dataset, data_dir)
     path = Path(dataset)
+    if find_tables(path):
+        return read_tables(path)
+    if find_saved(path):
+        return read_saved(path)
+    if find_shards(dataset):
+        return read_shards(dataset)
     if path.is_dir():
         return read_folder(path)
     if path.suffix == ".npz":
         return read_npz(path, config.task)
-    raise UsageError(f"{dataset} is a file; allowed: an .npz file, a folder of images, or a dataset's name")
+    raise UsageError(
+        f"{dataset} is a file; allowed: an .npz, .csv, .jsonl, .tar or .parquet file, a folder, or a dataset's name"
+    )
 
 
 @final
@@ -147,14 +165,14 @@ class _Loader:
                 raise UsageError(f"--image-size {size} is for folders of image files; leave it out")
             channels, height, width = map(int, train.images.shape[1:])  # type: ignore[union-attr]
             return channels, height, width
-        files = [*train.images, *valid.images]
+        files = [*train.files, *valid.files]
         return common_shape(files, size, skip_bad_files=self.config.skip_bad_files)
 
     def _decode(self, samples: Samples, shape: tuple[int, int, int]) -> tuple[Samples, Tensor]:
         """Decode files that fit into memory, check those that do not; count the pixel values of all."""
         if isinstance(samples.images, Tensor):
             return samples, _histogram(samples.images)
-        paths = samples.images
+        paths = samples.files
         resident = len(paths) * int(np.prod(shape)) <= self.config.resident_bytes
         images = torch.empty((len(paths) if resident else 0, *shape), dtype=torch.uint8)
         histogram = torch.zeros(shape[0], 256, dtype=torch.int64)
@@ -181,7 +199,7 @@ class _Loader:
             labels = (labels - torch.tensor(spec.target_mean)) / torch.tensor(spec.target_std)
         if isinstance(samples.images, Tensor):
             return TensorSplit(samples.images, labels, spec)
-        return FileSplit(samples.images, labels, spec, self.config.workers)
+        return FileSplit(samples.files, labels, spec, self.config.workers)
 
 
 def _histogram(images: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from odn.errors import OdnError
 from odn.files import remove
+from odn.images import ImageFile
 from odn.tasks import Task
 
 Labels = npt.NDArray[Any]
@@ -24,13 +25,23 @@ class Samples:
     """Labelled images of one split.
 
     Attributes:
-        images: a uint8 tensor of shape (N, C, H, W), or N paths of files still to be decoded.
+        images: a uint8 tensor of shape (N, C, H, W), N files still to be decoded, or N texts.
         labels: indices into the classes, shape (N,), for segmentation (N, H, W); numbers of shape (N, K) for
             regression, 0 or 1 for each of several labels.
     """
 
-    images: Tensor | Sequence[Path]
+    images: Tensor | Sequence[ImageFile] | Sequence[str]
     labels: Labels
+
+    @property
+    def files(self) -> Sequence[ImageFile]:
+        """The samples as files of images."""
+        return cast(Sequence[ImageFile], self.images)
+
+    @property
+    def texts(self) -> Sequence[str]:
+        """The samples as texts."""
+        return cast(Sequence[str], self.images)
 
     def take(self, indices: npt.NDArray[np.int64]) -> "Samples":
         """Return the samples at some positions.
@@ -43,7 +54,8 @@ class Samples:
         """
         if isinstance(self.images, Tensor):
             return Samples(images=self.images[torch.from_numpy(indices)], labels=self.labels[indices])
-        return Samples(images=[self.images[i] for i in indices], labels=self.labels[indices])
+        chosen = cast(Sequence[ImageFile], [self.images[i] for i in indices])
+        return Samples(images=chosen, labels=self.labels[indices])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +69,7 @@ class Source:
         valid: a validation split the dataset brings, or None when one is to be held out.
         test: reads the test split when it is called, or None when one is to be held out.
         task: what the labels ask for.
+        texts: whether the samples are texts, not images.
     """
 
     name: str
@@ -65,6 +78,12 @@ class Source:
     valid: Samples | None = None
     test: Callable[[], Samples] | None = None
     task: Task = "classification"
+    texts: bool = False
+
+    @property
+    def things(self) -> str:
+        """What the samples are, for messages."""
+        return "texts" if self.texts else "images"
 
 
 def read_digits() -> Source:

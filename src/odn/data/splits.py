@@ -1,13 +1,12 @@
-"""Splits: labelled images that hand out uint8 batches, from memory or streamed from files.
+"""Splits: labelled images or texts that hand out batches, from memory or streamed from files.
 
-Shapes: B batch, C channels, H height, W width.
+Shapes: B batch, C channels, H height, W width, T tokens.
 """
 
 import hashlib
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Protocol, final
 
 import torch
@@ -15,9 +14,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from odn.config import AugmentConfig
-from odn.images import BadImage, Preprocessing, decode, image_warnings
+from odn.images import BadImage, ImageFile, Preprocessing, decode, image_warnings
 from odn.launch import local_world_size
 from odn.tasks import Metric, Task
+from odn.texts import AnyPreprocessing, TextPreprocessing
 
 
 def derive_seed(seed: int, *parts: str | int) -> int:
@@ -41,7 +41,7 @@ class DataSpec:
     Attributes:
         name: of the dataset.
         classes: names of the labels, in the order of the logits; for regression of the numbers.
-        preprocessing: from image to input, with statistics of the training split.
+        preprocessing: from image to input, with statistics of the training split; or from text.
         train_count: images in the training split.
         valid_count: images in the validation split.
         seed: of the split.
@@ -50,11 +50,12 @@ class DataSpec:
         metric: what a score is a value of.
         target_mean: for regression, mean of each number over the training split; the network gives them standardised.
         target_std: likewise their standard deviation.
+        tokenizer: of texts, as JSON; empty for images.
     """
 
     name: str
     classes: tuple[str, ...]
-    preprocessing: Preprocessing
+    preprocessing: AnyPreprocessing
     train_count: int
     valid_count: int
     seed: int
@@ -63,6 +64,7 @@ class DataSpec:
     metric: Metric = "accuracy"
     target_mean: tuple[float, ...] = ()
     target_std: tuple[float, ...] = ()
+    tokenizer: str = ""
 
     @property
     def scaling(self) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
@@ -70,13 +72,23 @@ class DataSpec:
         return (self.target_mean, self.target_std) if self.task == "regression" else None
 
     @property
-    def input_shape(self) -> tuple[int, int, int]:
-        """Channels, height and width of every image."""
+    def input_shape(self) -> tuple[int, ...]:
+        """Channels, height and width of every image, or the number of tokens of every text."""
         return self.preprocessing.input_shape
+
+    @property
+    def texts(self) -> bool:
+        """Whether it holds texts."""
+        return isinstance(self.preprocessing, TextPreprocessing)
+
+    @property
+    def vocabulary(self) -> int:
+        """Number of different tokens; 0 for images."""
+        return self.preprocessing.vocabulary if isinstance(self.preprocessing, TextPreprocessing) else 0
 
 
 class Split(Protocol):
-    """Labelled images, in a fixed order."""
+    """Labelled images or texts, in a fixed order."""
 
     spec: DataSpec
 
@@ -84,7 +96,7 @@ class Split(Protocol):
         """Return the number of images."""
 
     def batches(self, batch_size: int, indices: Tensor, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield the images at ``indices``, in that order, as (uint8 images BCHW, labels as the task has them)."""
+        """Yield the samples at ``indices``, in order: uint8 images BCHW or int32 ids BT, and their labels."""
 
     def name(self, index: int) -> str:
         """Say which image stands at a position."""
@@ -95,14 +107,14 @@ class TensorSplit:
     """A split whose decoded images lie in memory and move to the training device once.
 
     Args:
-        images: uint8, shape (N, C, H, W).
+        images: uint8, shape (N, C, H, W); or ids of tokens, int32, shape (N, T).
         labels: of all N samples: int64 indices into the classes of ``spec``, shape (N,), for segmentation
             (N, H, W); else float32 numbers of shape (N, K).
         spec: of the dataset.
     """
 
     def __init__(self, images: Tensor, labels: Tensor, spec: DataSpec) -> None:
-        assert images.dtype == torch.uint8
+        assert images.dtype == (torch.int32 if spec.texts else torch.uint8)
         assert len(images) == len(labels)
         self.images, self.labels, self.spec = images, labels, spec
         self._resident = (images, labels)
@@ -120,7 +132,7 @@ class TensorSplit:
             device: where the batches are wanted; the whole split moves there at the first call.
 
         Yields:
-            uint8 images of shape (B, C, H, W) and their labels.
+            uint8 images of shape (B, C, H, W), or int32 ids of shape (B, T), and their labels.
         """
         if self._resident[0].device != device:
             self._resident = (self.images.to(device), self.labels.to(device))
@@ -130,13 +142,13 @@ class TensorSplit:
             yield images[chunk], chosen if chosen.is_floating_point() else chosen.long()
 
     def name(self, index: int) -> str:
-        """Return the image's position: images in memory have no other name."""
-        return f"image {index}"
+        """Return the sample's position: those in memory have no other name."""
+        return f"{'text' if self.spec.texts else 'image'} {index}"
 
 
 @final
 class _Files(Dataset[tuple[Tensor | BadImage, int]]):
-    def __init__(self, paths: Sequence[Path], labels: Sequence[int], shape: tuple[int, int, int]) -> None:
+    def __init__(self, paths: Sequence[ImageFile], labels: Sequence[int], shape: tuple[int, int, int]) -> None:
         self.paths, self.labels, self.shape = paths, labels, shape
 
     def __len__(self) -> int:
@@ -170,10 +182,11 @@ class FileSplit:
         workers: processes that decode; 0 means one per CPU core that this process has to itself, at most 8.
     """
 
-    def __init__(self, paths: Sequence[Path], labels: Tensor, spec: DataSpec, workers: int = 0) -> None:
+    def __init__(self, paths: Sequence[ImageFile], labels: Tensor, spec: DataSpec, workers: int = 0) -> None:
         self.paths, self.labels, self.spec = list(paths), labels, spec
         self.workers = workers or max(1, min(8, (os.cpu_count() or 1) // local_world_size()))
-        self._files = _Files(self.paths, labels.tolist(), spec.input_shape)
+        assert isinstance(spec.preprocessing, Preprocessing)
+        self._files = _Files(self.paths, labels.tolist(), spec.preprocessing.input_shape)
 
     def __len__(self) -> int:
         """Return the number of images."""

@@ -7,6 +7,7 @@ from odn.runtimes.parts import Export as Export
 from odn.runtimes.parts import Logits as Logits
 from odn.runtimes.parts import Runtime as Runtime
 from odn.runtimes.parts import Session as Session
+from odn.runtimes.parts import input_name as input_name
 from odn.runtimes.parts import torch_session as torch_session
 
 RUNTIMES: dict[str, Runtime] = {

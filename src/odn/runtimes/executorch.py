@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from odn.errors import OdnError, require_extra
-from odn.images import Pixels
 from odn.runtimes.parts import Export, Logits, Runtime, Session, cannot_express
+from odn.texts import Batch
 
 _MAX_BATCH = 64  # memory is planned ahead for the largest batch
 _CALIBRATION_BATCH = 64
@@ -78,7 +78,7 @@ def _open(path: Path) -> Session:
     except RuntimeError as error:
         raise OdnError(f"{path} cannot be run by ExecuTorch ({error}); export the network again") from error
 
-    def run(images: Pixels) -> Logits:
+    def run(images: Batch) -> Logits:
         logits: Logits = method.execute([torch.from_numpy(np.ascontiguousarray(images))])[0].numpy()
         return logits.copy()
 

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 
 from odn.errors import require_extra
-from odn.images import Pixels
 from odn.runtimes import onnx as fp32
 from odn.runtimes.parts import Export, Runtime
+from odn.texts import Batch
 
 FILE = "model.int8.onnx"
 _CALIBRATION_BATCH = 64
@@ -58,16 +58,16 @@ def _version() -> str:
     return str(require_extra("onnxruntime", "onnx", "exporting to int8").__version__)
 
 
-def _reader(quantization: Any, images: Pixels) -> Any:
+def _reader(quantization: Any, images: Batch) -> Any:
     class Reader(quantization.CalibrationDataReader):  # type: ignore[misc]
         def __init__(self) -> None:
             self.batches = self._batches()
 
-        def _batches(self) -> Iterator[dict[str, Pixels]]:
+        def _batches(self) -> Iterator[dict[str, Batch]]:
             for start in range(0, len(images), _CALIBRATION_BATCH):
                 yield {"images": images[start : start + _CALIBRATION_BATCH]}
 
-        def get_next(self) -> dict[str, Pixels] | None:
+        def get_next(self) -> dict[str, Batch] | None:
             return next(self.batches, None)
 
     return Reader()

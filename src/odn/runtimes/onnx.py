@@ -1,9 +1,10 @@
 """ONNX, written by PyTorch's dynamo exporter and run by onnxruntime, which needs no PyTorch.
 
-The file takes uint8 images: scaling and normalisation are part of the graph.
+The file takes uint8 images: scaling and normalisation are part of the graph. For texts it takes int64 ids of tokens.
 """
 
 import itertools
+import logging
 import string
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -12,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from odn.errors import OdnError, require_extra
-from odn.images import Pixels
 from odn.runtimes.parts import EXPORT_BATCH, Export, Logits, Runtime, Session, cannot_express
+from odn.texts import Batch
 
 FILE = "model.onnx"
 NEEDS = ("onnx", "onnxscript", "onnxruntime")
@@ -23,14 +24,16 @@ def _write(export: Export, directory: Path) -> None:
     import torch
 
     require_extra("onnxscript", "onnx", "exporting to onnx")
-    images = torch.from_numpy(export.calibration[:EXPORT_BATCH])
+    # It tells of constants that it could not fold; the file is compared with PyTorch anyway.
+    logging.getLogger("onnxscript").setLevel(logging.ERROR)
+    inputs = torch.from_numpy(export.calibration[:EXPORT_BATCH])
     try:
         program = torch.onnx.export(
             export.network,
-            (images,),
+            (inputs,),
             dynamo=True,
-            dynamic_shapes={"images": {0: torch.export.Dim("batch", min=1)}},
-            input_names=["images"],
+            dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
+            input_names=[export.input_name],
             output_names=["logits"],
             verbose=False,
         )
@@ -115,7 +118,7 @@ def open_file(path: Path, threads: int) -> Session:
     """Make an ONNX file ready to run.
 
     Args:
-        path: the file, with the input ``images``.
+        path: the file, with one input.
         threads: to compute with.
 
     Returns:
@@ -131,12 +134,13 @@ def open_file(path: Path, threads: int) -> Session:
     try:
         # Its fallback would try the same provider once more, and say so on stdout.
         session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"], enable_fallback=0)
+        name = session.get_inputs()[0].name
     except Exception as error:  # onnxruntime's errors have no common class
         raise OdnError(_refusal(path, error)) from error
 
-    def run(images: Pixels) -> Logits:
+    def run(inputs: Batch) -> Logits:
         try:
-            logits: Logits = session.run(["logits"], {"images": images})[0]
+            logits: Logits = session.run(["logits"], {name: inputs})[0]
         except Exception as error:
             raise OdnError(_refusal(path, error)) from error
         return logits.astype(np.float32, copy=False)
@@ -157,4 +161,5 @@ RUNTIME = Runtime(
     needs=NEEDS,
     write=_write,
     open=lambda directory, threads: open_file(directory / FILE, threads),
+    texts=True,
 )

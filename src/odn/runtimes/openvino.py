@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 
 from odn.errors import OdnError, require_extra
-from odn.images import Pixels
 from odn.runtimes import onnx
 from odn.runtimes.parts import Export, Logits, Runtime, Session, cannot_express
+from odn.texts import Batch
 
 _FILES = ("model.xml", "model.bin")
 
@@ -38,7 +38,7 @@ def _open(directory: Path, threads: int) -> Session:
         reason = str(error).strip().splitlines()[-1][:200]
         raise OdnError(f"{directory / _FILES[0]} cannot be run by OpenVINO ({reason}); export it again") from error
 
-    def run(images: Pixels) -> Logits:
+    def run(images: Batch) -> Logits:
         return np.array(network(images)[0], dtype=np.float32)
 
     return run

@@ -13,14 +13,14 @@ import numpy as np
 import numpy.typing as npt
 
 from odn.errors import OdnError
-from odn.images import Pixels
+from odn.texts import Batch
 
 if TYPE_CHECKING:
     from torch import nn
 
 Logits = npt.NDArray[np.float32]
-# Runs decoded images, uint8 of shape (B, C, H, W), and gives logits of shape (B, K).
-Session = Callable[[Pixels], Logits]
+# Runs decoded images, uint8 of shape (B, C, H, W), or ids of tokens, int64 of shape (B, T); gives logits, (B, K).
+Session = Callable[[Batch], Logits]
 EXPORT_BATCH = 2  # a batch of one would be taken for a constant
 _OPERATOR = re.compile(r"\b(?:aten|prims|quantized|torchvision|onnx)(?:\.|::?)\w+(?:\.\w+)?")
 
@@ -34,14 +34,17 @@ class Export:
     """What is to be written.
 
     Attributes:
-        network: takes uint8 images of shape (B, C, H, W) and gives logits; on the CPU, in evaluation mode.
-        calibration: decoded training images, shape (N, C, H, W), for runtimes that quantise.
+        network: takes uint8 images of shape (B, C, H, W), or int64 ids of shape (B, T), and gives logits; on the CPU,
+            in evaluation mode.
+        calibration: such inputs from the training split, for runtimes that quantise.
         metadata: what a user of the file must know, where the format has room for it.
+        input_name: of the graph's only input.
     """
 
     network: "nn.Module"
-    calibration: Pixels
+    calibration: Batch
     metadata: Mapping[str, str]
+    input_name: str = "images"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +62,7 @@ class Runtime:
         exact: where it quantises: the runtime of the same engine in fp32. It is then judged by accuracy, not by logits.
         max_batch: images it takes at once.
         own_threads: whether the engine chooses their number by itself.
+        texts: whether it can take networks that read ids of tokens.
     """
 
     name: str
@@ -71,6 +75,19 @@ class Runtime:
     exact: str | None = None
     max_batch: int = 2**31 - 1
     own_threads: bool = False
+    texts: bool = False
+
+
+def input_name(texts: bool) -> str:
+    """Name the only input of a graph.
+
+    Args:
+        texts: whether it reads texts.
+
+    Returns:
+        ``ids`` or ``images``.
+    """
+    return "ids" if texts else "images"
 
 
 def cannot_express(runtime: str, error: Exception) -> CannotExpress:
@@ -100,21 +117,21 @@ def torch_session(network: "nn.Module", threads: int | None = None) -> Session:
     """Run a module as other runtimes run their files.
 
     Args:
-        network: takes uint8 images and gives logits; on the CPU, in evaluation mode.
+        network: takes uint8 images, or int64 ids of tokens, and gives logits; on the CPU, in evaluation mode.
         threads: to compute with; None leaves that to the program. The program's own number is restored after each run.
 
     Returns:
-        What runs decoded images.
+        What runs decoded images or ids.
     """
     import torch
 
-    def run(images: Pixels) -> Logits:
+    def run(inputs: Batch) -> Logits:
         before = torch.get_num_threads()
         if threads not in (None, before):
             torch.set_num_threads(threads)
         try:
             with torch.inference_mode():
-                logits: Logits = network(torch.from_numpy(images)).numpy()
+                logits: Logits = network(torch.from_numpy(inputs)).numpy()
         finally:
             if threads not in (None, before):
                 torch.set_num_threads(before)

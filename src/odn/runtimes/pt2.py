@@ -20,10 +20,10 @@ _HARMLESS = re.compile(
 def _write(export: Export, directory: Path) -> None:
     import torch
 
-    images = torch.from_numpy(export.calibration[:EXPORT_BATCH])
-    batch = {"images": {0: torch.export.Dim("batch", min=1)}}
+    inputs = torch.from_numpy(export.calibration[:EXPORT_BATCH])
+    batch = ({0: torch.export.Dim("batch", min=1)},)
     try:
-        program = torch.export.export(export.network, (images,), dynamic_shapes=batch)
+        program = torch.export.export(export.network, (inputs,), dynamic_shapes=batch)
     except Exception as error:
         raise cannot_express("pt2", error) from error
     torch.export.save(program, directory / _FILE)
@@ -45,4 +45,6 @@ def _open(directory: Path, threads: int) -> Session:
     return torch_session(torch.export.load(path).module(), threads)
 
 
-RUNTIME = Runtime(name="pt2", engine="torch.export", files=(_FILE,), extra=None, needs=(), write=_write, open=_open)
+RUNTIME = Runtime(
+    name="pt2", engine="torch.export", files=(_FILE,), extra=None, needs=(), write=_write, open=_open, texts=True
+)

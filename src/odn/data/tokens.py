@@ -1,0 +1,78 @@
+"""Texts become splits: a tokenizer is trained on the training split, and all texts become ids of its tokens."""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import numpy.typing as npt
+import psutil
+import torch
+
+from odn.config import AugmentConfig, DataConfig
+from odn.data.sources import Samples, Source
+from odn.data.splits import DataSpec, Split, TensorSplit
+from odn.errors import OdnError, UsageError
+from odn.tasks import choose_metric
+from odn.texts import TextPreprocessing, Tokenizer, fitting_length, pack, train_tokenizer
+
+
+def token_splits(
+    source: Source,
+    parts: tuple[Samples, Samples, Callable[[], Samples]],
+    config: DataConfig,
+    augment: AugmentConfig,
+    seed: int,
+    positions: int,
+) -> tuple[Split, Split, DataSpec, Callable[[], Split]]:
+    """Turn the texts of a dataset into ids.
+
+    Args:
+        source: the dataset.
+        parts: its training and validation samples, and what reads those for the test.
+        config: vocabulary, length, letters.
+        augment: changes made to training texts.
+        seed: of the split.
+        positions: tokens that the encoder can read at the most.
+
+    Returns:
+        Training and validation split, what is known of them, and what reads the test split.
+
+    Raises:
+        UsageError: when a setting is for images, or asks for more tokens than the encoder has positions.
+    """
+    train, valid, read_test = parts
+    if config.image_size:
+        raise UsageError(
+            f"--image-size {config.image_size} is for image files, {source.name} holds texts; leave it out"
+        )
+    if config.max_tokens > positions:
+        raise UsageError(
+            f"--max-tokens is {config.max_tokens}, more than the encoder's positions; allowed: up to {positions}"
+        )
+    content = train_tokenizer(train.texts, vocabulary=config.vocabulary, lowercase=config.lowercase)
+    tokenizer = Tokenizer(content)
+    ragged = list(tokenizer.ragged(train.texts))
+    tokens = config.max_tokens or fitting_length([len(ids) for ids in ragged], positions)
+    spec = DataSpec(
+        name=source.name,
+        classes=source.classes,
+        preprocessing=TextPreprocessing(tokens=tokens, vocabulary=tokenizer.vocabulary),
+        train_count=len(train.labels),
+        valid_count=len(valid.labels),
+        seed=seed,
+        augment=augment,
+        tokenizer=content,
+        metric=choose_metric(source.task, config.metric),
+    )
+
+    def split(samples: Samples, known: Sequence[npt.NDArray[np.int32]] = ()) -> Split:
+        texts = samples.texts
+        needed, free = len(texts) * tokens * 4, psutil.virtual_memory().available
+        if needed > free:
+            raise OdnError(
+                f"{source.name}: {len(texts):,} texts of {tokens} tokens take {needed:,} bytes, but {free:,} bytes of "
+                "memory are free; lower --max-tokens or give fewer texts"
+            )
+        ids = pack(known or tokenizer.ragged(texts), len(texts), tokens)
+        return TensorSplit(torch.from_numpy(ids), torch.from_numpy(samples.labels), spec)
+
+    return split(train, ragged), split(valid), spec, lambda: split(read_test())

@@ -1,0 +1,57 @@
+"""Optimizers, and what of them a recipe leaves to the kind of data."""
+
+import dataclasses
+import math
+from typing import Literal
+
+import torch
+from torch import nn
+
+from odn.config import TrainConfig
+
+
+def settled(config: TrainConfig, *, texts: bool) -> TrainConfig:
+    """Fill in what a recipe leaves to the kind of data.
+
+    Convolutional networks learn best by SGD; the encoders of texts do not learn without Adam and clipped gradients.
+
+    Args:
+        config: may leave optimizer and clipping open.
+        texts: whether texts are learnt from.
+
+    Returns:
+        The same with both said.
+    """
+    optimizer: Literal["sgd", "adamw"] = "adamw" if texts else "sgd"
+    return dataclasses.replace(
+        config,
+        optimizer=optimizer if config.optimizer == "auto" else config.optimizer,
+        max_gradient_norm=float(texts) if config.max_gradient_norm < 0 else config.max_gradient_norm,
+    )
+
+
+def make_optimizer(network: nn.Module, config: TrainConfig, batch_size: int) -> torch.optim.Optimizer:
+    """Make the optimizer of a network's weights; each group remembers its rate as ``initial_lr``.
+
+    Args:
+        network: holding exactly the parameters to train.
+        config: as from ``settled``.
+        batch_size: images or texts per step.
+
+    Returns:
+        The optimizer.
+    """
+    assert config.optimizer != "auto"
+    sgd = config.optimizer == "sgd"
+    # Linear scaling for SGD (Goyal et al., arXiv 1706.02677), square root for Adam (Malladi et al., arXiv 2205.10287).
+    batches = batch_size / 128
+    rate = config.learning_rate or (0.1 * batches if sgd else 0.002 * math.sqrt(batches))
+    decay = config.weight_decay if config.weight_decay >= 0 else (5e-4 if sgd else 0.05)
+    weights = [p for p in network.parameters() if p.ndim >= 2]
+    others = [p for p in network.parameters() if p.ndim < 2]
+    groups = [{"params": weights, "weight_decay": decay}, {"params": others, "weight_decay": 0.0}]
+    for group in groups:
+        group["initial_lr"] = rate
+    if sgd:
+        return torch.optim.SGD(groups, lr=rate, momentum=0.9, nesterov=True)
+    return torch.optim.AdamW(groups, lr=rate)
