@@ -407,3 +407,58 @@ def test_imbalance_shows_class_by_class(tmp_path, odn):
     assert counts[0] > 4 * counts[1]
     assert row["test_accuracy"] == pytest.approx(np.dot(recalls, counts) / sum(counts))
     assert "balanced accuracy" in out
+
+
+def table(tmp_path, labels, *, suffix="csv", column="text"):
+    values = [f"word{index % 7} and {index}" for index in range(len(labels))]
+    if column == "path":
+        for index in range(len(labels)):
+            Image.fromarray(X[index]).save(tmp_path / f"{index}.png")
+        values = [f"{index}.png" for index in range(len(labels))]
+    path = tmp_path / f"own.{suffix}"
+    with path.open("w", newline="") as file:
+        if suffix == "csv":
+            csv.writer(file).writerows([(column, "label"), *zip(values, labels, strict=True)])
+        else:
+            rows = ({column: value, "label": label} for value, label in zip(values, labels, strict=True))
+            file.writelines(json.dumps(row) + "\n" for row in rows)
+    return path
+
+
+@pytest.mark.parametrize("column", ["text", "path"])
+@pytest.mark.parametrize("suffix", ["csv", "jsonl"])
+def test_tables_hold_several_labels_or_numbers(tmp_path, suffix, column):
+    several = ["b", "a;b", "", " a "] * 10
+    if suffix == "jsonl":
+        several = [["b"], ["a", "b"], [], ["a"]] * 10
+    path = table(tmp_path, several, suffix=suffix, column=column)
+    data = library.load_data(str(path), config=library.DataConfig(task="multilabel"))
+    assert (data.spec.task, data.spec.classes, data.spec.metric) == ("multilabel", ("a", "b"), "mean_average_precision")
+    labels = torch.cat([labels for _, labels in data.train.batches(64, torch.arange(len(data.train)), CPU)])
+    assert {tuple(row) for row in labels.tolist()} == {(0, 1), (1, 1), (0, 0), (1, 0)}
+
+    numbers = [f"{index};-{index / 2}" for index in range(40)]
+    if suffix == "jsonl":
+        numbers = [[index, -index / 2] for index in range(40)]
+    path = table(tmp_path, numbers, suffix=suffix, column=column)
+    data = library.load_data(str(path), config=library.DataConfig(task="regression"))
+    assert (data.spec.classes, data.spec.scaling[0][1]) == (("y0", "y1"), pytest.approx(-10, abs=3))
+    labels = torch.cat([labels for _, labels in data.train.batches(64, torch.arange(len(data.train)), CPU)])
+    torch.testing.assert_close(labels.std(0, correction=0), torch.ones(2))
+    torch.testing.assert_close(labels[:, 0], -labels[:, 1])
+
+
+@pytest.mark.parametrize(
+    ("labels", "task", "message"),
+    [
+        (["1", "x"], "regression", r"own\.csv line 3: the label is 'x'; allowed: numbers, several with ; between"),
+        (["1", "2;3"], "regression", r"own\.csv line 3 has 2 numbers, the first row has 1; they must agree"),
+        (["nan", "2"], "regression", "line 2: the label is 'nan'; allowed: numbers"),
+        (["", ""], "multilabel", r"own\.csv has no labels at all"),
+        (["a", "b"], "segmentation", "a table holds no masks; put them into an .npz file"),
+    ],
+)
+def test_wrong_labels_in_tables_are_explained(tmp_path, labels, task, message):
+    path = table(tmp_path, labels)
+    with pytest.raises((OdnError, UsageError), match=message):
+        library.load_data(str(path), config=library.DataConfig(task=task))

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 import os
 import re
 from collections.abc import Iterator
@@ -9,7 +10,9 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from odn.errors import OdnError
+from odn.tasks import Task
 
+Label = str | tuple[str, ...] | tuple[float, ...]
 Kind = Literal["path", "text"]
 SPLIT_NAMES = {"train": ("train",), "valid": ("valid", "val", "validation"), "test": ("test",)}
 _SUFFIXES = (".csv", ".jsonl")
@@ -22,12 +25,12 @@ class Row(NamedTuple):
     Attributes:
         where: file and line, for messages.
         value: a path or a text, as it stands there.
-        label: name of the class.
+        label: name of the class, names of several, or numbers, as the task wants.
     """
 
     where: str
     value: str
-    label: str
+    label: Label
 
 
 def find_tables(path: Path) -> dict[str, Path]:
@@ -84,12 +87,13 @@ def _kind(path: Path, record: dict[str, Any]) -> Kind:
     return kinds[0]
 
 
-def read_rows(path: Path, kind: Kind) -> Iterator[Row]:
+def read_rows(path: Path, kind: Kind, task: Task = "classification") -> Iterator[Row]:
     """Read a table row by row.
 
     Args:
         path: a ``.csv`` file with a header, or a ``.jsonl`` file with an object per line; UTF-8.
         kind: what its samples are.
+        task: what its labels are: a name, several names or numbers.
 
     Yields:
         The rows.
@@ -108,7 +112,23 @@ def read_rows(path: Path, kind: Kind) -> Iterator[Row]:
             raise OdnError(f"{where}: '{kind}' is {_short(value)}; allowed: a text")
         if not value.strip():
             raise OdnError(f"{where} has an empty {kind}; fill it in or remove the row")
-        yield Row(where, value, parse_label(record["label"], where))
+        yield Row(where, value, _parse(task, record["label"], where))
+
+
+def _parse(task: Task, value: object, where: str) -> Label:
+    """Read what a task wants of a label: a name, several names or numbers with ``;`` between, or a list of them."""
+    if task == "classification":
+        return parse_label(value, where)
+    parts = value if isinstance(value, list) else value.split(";") if isinstance(value, str) else [value]
+    if task == "multilabel":
+        return tuple(sorted({parse_label(part, where) for part in parts if str(part).strip()}))
+    try:
+        numbers = tuple(float(str(part)) for part in parts if not isinstance(part, bool))
+    except ValueError:
+        numbers = ()
+    if len(numbers) != len(parts) or not numbers or not all(map(math.isfinite, numbers)):
+        raise OdnError(f"{where}: the label is {_short(value)}; allowed: numbers, several with ; between")
+    return numbers
 
 
 def parse_label(value: object, where: str) -> str:

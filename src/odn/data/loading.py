@@ -14,8 +14,9 @@ from odn.data.folder import common_shape, decode_all, read_folder
 from odn.data.labelled import read_saved, read_tables
 from odn.data.npz import read_npz
 from odn.data.shards import find_shards, read_shards
-from odn.data.sources import Labels, Samples, Source, read_digits, read_torchvision
+from odn.data.sources import Samples, Source, read_digits, read_torchvision
 from odn.data.splits import DataSpec, FileSplit, Split, TensorSplit
+from odn.data.targets import as_targets, target_facts
 from odn.data.tokens import token_splits
 from odn.defaults import DATASETS, require_dataset
 from odn.errors import OdnError, UsageError
@@ -96,8 +97,8 @@ def _read(dataset: str, data_dir: Path, config: DataConfig) -> Source:
     source = _read_any(dataset, data_dir, config)
     if config.task not in ("auto", source.task):
         raise UsageError(
-            f"--task {config.task} for {source.name}, whose labels are classes; allowed: an .npz file with labels of "
-            "that kind"
+            f"--task {config.task} for {source.name}, whose labels are classes; allowed: an .npz file or, but for "
+            "masks, a .csv or .jsonl table with labels of that kind"
         )
     choose_metric(source.task, config.metric)
     return source
@@ -110,7 +111,7 @@ def _read_any(dataset: str, data_dir: Path, config: DataConfig) -> Source:
         return read_torchvision(dataset, data_dir)
     path = Path(dataset)
     if find_tables(path):
-        return read_tables(path)
+        return read_tables(path, "classification" if config.task == "auto" else config.task)
     if find_saved(path):
         return read_saved(path)
     if find_shards(dataset):
@@ -138,7 +139,6 @@ class _Loader:
         if self.config.skip_bad_files and self.source.task == "classification":
             self._check_left_over(train)
         mean, std = _statistics(histogram)
-        target_mean, target_std = _target_statistics(train.labels) if self.source.task == "regression" else ((), ())
         spec = DataSpec(
             name=self.source.name,
             classes=self.source.classes,
@@ -147,10 +147,7 @@ class _Loader:
             valid_count=len(valid.labels),
             seed=self.seed,
             augment=self.augment,
-            task=self.source.task,
-            metric=choose_metric(self.source.task, self.config.metric),
-            target_mean=target_mean,
-            target_std=target_std,
+            **target_facts(self.source.task, self.config.metric, train.labels),
         )
 
         def test() -> Split:
@@ -194,9 +191,7 @@ class _Loader:
             raise OdnError(f"{self.source.name}: no readable training image of class '{name}' is left; add some")
 
     def _split(self, samples: Samples, spec: DataSpec) -> Split:
-        labels = torch.from_numpy(samples.labels)
-        if spec.task == "regression":
-            labels = (labels - torch.tensor(spec.target_mean)) / torch.tensor(spec.target_std)
+        labels = as_targets(samples.labels, spec)
         if isinstance(samples.images, Tensor):
             return TensorSplit(samples.images, labels, spec)
         return FileSplit(samples.files, labels, spec, self.config.workers)
@@ -214,10 +209,3 @@ def _statistics(histogram: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]
     std = ((counts * (values - mean[:, None]) ** 2).sum(1) / counts.sum(1)).sqrt()
     # A channel that never varies would divide by zero; a grey level is the finest difference there can be.
     return tuple(mean.tolist()), tuple(std.clamp(min=1 / 255).tolist())
-
-
-def _target_statistics(labels: Labels) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    values = labels.astype(np.float64)
-    std = values.std(0)
-    # A number that never varies would divide by zero.
-    return tuple(values.mean(0).tolist()), tuple(np.where(std > 0, std, 1.0).tolist())

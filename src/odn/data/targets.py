@@ -4,15 +4,17 @@ Shapes: H height, W width, K outputs, N samples.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from torch import Tensor
 
+from odn.data.splits import DataSpec
 from odn.errors import OdnError
 from odn.metrics import IGNORED
-from odn.tasks import Task
+from odn.tasks import Metric, Task, choose_metric
 
 Raw = npt.NDArray[Any]
 Labels = npt.NDArray[Any]
@@ -141,3 +143,40 @@ _READERS: dict[Task, _Reader] = {
     "regression": _numbers,
     "segmentation": _masks,
 }
+
+
+def target_facts(task: Task, metric: Literal["auto", Metric], labels: Labels) -> dict[str, Any]:
+    """Say what a ``DataSpec`` has to know of the labels.
+
+    Args:
+        task: what they ask for.
+        metric: as asked for.
+        labels: of the training split.
+
+    Returns:
+        Its ``task``, ``metric``, ``target_mean`` and ``target_std``.
+    """
+    facts: dict[str, Any] = {"task": task, "metric": choose_metric(task, metric)}
+    if task == "regression":
+        values = labels.astype(np.float64)
+        std = values.std(0)
+        # A number that never varies would divide by zero.
+        facts |= {"target_mean": tuple(values.mean(0).tolist())}
+        facts |= {"target_std": tuple(np.where(std > 0, std, 1.0).tolist())}
+    return facts
+
+
+def as_targets(labels: Labels, spec: DataSpec) -> Tensor:
+    """Turn labels into the tensor that training reads.
+
+    Args:
+        labels: of N samples.
+        spec: of the dataset.
+
+    Returns:
+        The same, numbers standardised.
+    """
+    targets = torch.from_numpy(labels)
+    if spec.task == "regression":
+        targets = (targets - torch.tensor(spec.target_mean)) / torch.tensor(spec.target_std)
+    return targets

@@ -10,8 +10,8 @@ import torch
 from odn.config import AugmentConfig, DataConfig
 from odn.data.sources import Samples, Source
 from odn.data.splits import DataSpec, Split, TensorSplit
+from odn.data.targets import as_targets, target_facts
 from odn.errors import OdnError, UsageError
-from odn.tasks import choose_metric
 from odn.texts import TextPreprocessing, Tokenizer, fitting_length, pack, train_tokenizer
 
 
@@ -61,7 +61,7 @@ def token_splits(
         seed=seed,
         augment=augment,
         tokenizer=content,
-        metric=choose_metric(source.task, config.metric),
+        **target_facts(source.task, config.metric, train.labels),
     )
 
     def split(samples: Samples, known: Sequence[npt.NDArray[np.int32]] = ()) -> Split:
@@ -73,6 +73,6 @@ def token_splits(
                 "memory are free; lower --max-tokens or give fewer texts"
             )
         ids = pack(known or tokenizer.ragged(texts), len(texts), tokens)
-        return TensorSplit(torch.from_numpy(ids), torch.from_numpy(samples.labels), spec)
+        return TensorSplit(torch.from_numpy(ids), as_targets(samples.labels, spec), spec)
 
     return split(train, ragged), split(valid), spec, lambda: split(read_test())
