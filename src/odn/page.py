@@ -8,6 +8,7 @@ from string import Template
 from typing import Any, Literal
 
 from odn.records import PHASE_NAMES, EpochRecord
+from odn.starting import start_sentence
 from odn.stopping import wilson_interval
 
 _BLUE, _ORANGE, _GREEN, _GRAY = "#1f5fa8", "#c85a11", "#2c7a3f", "#777777"
@@ -39,6 +40,7 @@ time: compare multiply-accumulates (MACs), activations and latency as well.</p>
 $refused
 $charts
 <h2>Cost of the search</h2>
+<p>$start</p>
 <p>$cost</p>
 <h2>Figures</h2>
 <details><summary>report.json</summary><pre>$json</pre></details>
@@ -88,6 +90,7 @@ def render_page(figures: dict[str, Any], records: Sequence[EpochRecord], macs_by
             for row in figures["refused"]
         ),
         charts=charts,
+        start=escape(start_sentence(figures["start"])),
         cost=escape(_cost_sentence(figures["cost"])),
         json=escape(json.dumps(figures, indent=2)),
     )

@@ -8,7 +8,7 @@ import copy
 import logging
 import math
 from collections.abc import Mapping
-from typing import Literal, final
+from typing import Any, Literal, final
 
 import torch
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
@@ -148,7 +148,7 @@ class Stage:
         return module
 
     def learning_rate(self, schedule: Schedule) -> float:
-        """Return the learning rate of the newest step, also where that was taken before an interruption."""
+        """Return the learning rate of the newest step for fresh weights, also of one before an interruption."""
         rate: float = self.optimizer.param_groups[0]["initial_lr"]
         return rate * (self.rate_factor * schedule(self.step / self.steps_per_epoch))
 
@@ -283,11 +283,15 @@ def _make_optimizer(prefix: Prefix, config: TrainConfig, batch_size: int) -> tor
     batches = batch_size / 128
     rate = config.learning_rate or (0.1 * batches if sgd else 0.002 * math.sqrt(batches))
     decay = config.weight_decay if config.weight_decay >= 0 else (5e-4 if sgd else 0.05)
-    weights = [p for p in prefix.parameters() if p.ndim >= 2]
-    others = [p for p in prefix.parameters() if p.ndim < 2]
-    groups = [{"params": weights, "weight_decay": decay}, {"params": others, "weight_decay": 0.0}]
-    for group in groups:
-        group["initial_lr"] = rate
+    parts = nn.ModuleList([prefix.stem, *prefix.blocks[: prefix.pretrained]] if prefix.pretrained else [])
+    trained = set(map(id, parts.parameters()))
+    groups: list[dict[str, Any]] = []
+    for came_trained, factor in ((False, 1.0), (True, config.pretrained_rate)):
+        chosen = [p for p in prefix.parameters() if (id(p) in trained) == came_trained]
+        weights, others = [p for p in chosen if p.ndim >= 2], [p for p in chosen if p.ndim < 2]
+        for parameters, own_decay in ((weights, decay), (others, 0.0)):
+            if parameters:
+                groups.append({"params": parameters, "weight_decay": own_decay, "initial_lr": factor * rate})
     if sgd:
         return torch.optim.SGD(groups, lr=rate, momentum=0.9, nesterov=True)
     return torch.optim.AdamW(groups, lr=rate)
