@@ -308,7 +308,7 @@ def test_requests_that_make_no_sense_are_refused():
     refused(Own(), "the network cannot take an input of shape 3x8x8: ", data=wrong)
     with pytest.raises(UsageError, match="blocks and head are for networks of your own; leave them out for 'resnet18'"):
         partition("resnet18", IMAGES, blocks=["layer#.#"])
-    with pytest.raises(UsageError, match="width and vocabulary are for backbones with a name; leave them out"):
+    with pytest.raises(UsageError, match="width, vocabulary and weights are for backbones with a name; leave them out"):
         partition(Own(), IMAGES, blocks=["layers.#"], width=2.0)
 
 

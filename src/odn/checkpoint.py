@@ -11,22 +11,25 @@ from typing import final
 
 import safetensors
 import torch
-from safetensors.torch import save
+from safetensors.torch import load, save
 from torch import Tensor
 
 from odn.engine import Progress
 from odn.errors import OdnError, UsageError
-from odn.files import remove, write_atomically
-from odn.network import Prefix
+from odn.files import read_bytes, remove, write_atomically
+from odn.manifest import sha256
+from odn.network import PartitionedNetwork, Prefix
 from odn.processes import share, wait
 from odn.records import VERBS, EpochRecord, Phase, Verb, append_history, read_history, write_history
 from odn.sharding import fill
 from odn.stage import Stage
+from odn.starting import Start, read_start, write_start
 from odn.storage import load_network, save_network
 from odn.tables import from_table
 from odn.weights import weights_of
 
 SCHEMA = 2
+_START = "start.safetensors"
 _log = logging.getLogger("odn")
 
 
@@ -61,6 +64,8 @@ class Position:
 class Checkpoints:
     """The memory of one verb of a run. Without a run directory it lasts as long as the process.
 
+    Of a pretrained network that is expanded, it is kept as training found it: going on needs no other file.
+
     Of several processes the first one writes, and all have to call every method.
 
     The two newest states are kept, each with a checksum: when the newest is damaged, the one before it is taken up.
@@ -77,6 +82,7 @@ class Checkpoints:
     def __init__(self, verb: Verb, run: Path | None = None, *, resume: bool = False) -> None:
         self.records: list[EpochRecord] = []
         self.position: Position | None = None
+        self.start: Start | None = None
         self._verb, self._run, self._writes = verb, run, run is not None and share().rank == 0
         self._tensors: dict[str, Tensor] = {}
         self._kept: dict[str, dict[str, Tensor]] = {}
@@ -85,6 +91,8 @@ class Checkpoints:
         self._history, self._folder = run / "history.jsonl", run / "checkpoints"
         self._states = [self._folder / f"{verb}.safetensors", self._folder / f"{verb}.previous.safetensors"]
         history = read_history(self._history)
+        if resume and verb == "expand":
+            self.start = read_start(run)
         if resume and any(path.is_file() for path in self._states):
             self.position, self._tensors = _newest_state(self._states)
             # A record without its state is trained again, so it is dropped here.
@@ -105,6 +113,40 @@ class Checkpoints:
         """Where the newest saved state stands within its phase."""
         assert self.position is not None
         return Progress(**{field.name: getattr(self.position, field.name) for field in dataclasses.fields(Progress)})
+
+    def begin(self, network: PartitionedNetwork, start: Start) -> None:
+        """Remember a pretrained network as training finds it.
+
+        Args:
+            network: probed, its heads set.
+            start: what is known of it.
+        """
+        self.start = start
+        if not self._writes:
+            return
+        assert self._run is not None
+        content = save(weights_of(network))
+        write_atomically(self._folder / _START, content)
+        self.start = dataclasses.replace(start, sha256=sha256(content))
+        write_start(self.start, self._run)
+
+    def take_start(self, network: PartitionedNetwork) -> None:
+        """Load the network that ``begin`` remembered.
+
+        Args:
+            network: of the same shapes.
+
+        Raises:
+            OdnError: when the file was changed.
+        """
+        wait()  # until it is written
+        if self._run is None:
+            return
+        assert self.start is not None
+        content = read_bytes(self._folder / _START)
+        if sha256(content) != self.start.sha256:
+            raise OdnError(f"{self._folder / _START} was changed since it was written; start anew with --force")
+        network.load_state_dict(load(content))
 
     def commit(self, record: EpochRecord, stage: Stage) -> None:
         """Remember an epoch: its record first, then the state that follows it.

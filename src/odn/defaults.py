@@ -101,4 +101,6 @@ def complete(table: dict[str, Any]) -> RunConfig:
                 "--target 0.95, or --target auto for the shallowest network that is nearly as good as the best"
             )
     filled["data_dir"] = str(Path(filled["data_dir"]).resolve())
+    if isinstance(filled.get("weights"), str) and filled["weights"]:
+        filled["weights"] = str(Path(filled["weights"]).resolve())
     return from_table(RunConfig, {**filled, "expand": expand})

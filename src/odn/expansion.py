@@ -6,6 +6,7 @@ percents from one epoch to the next.
 """
 
 import dataclasses
+import logging
 import math
 from collections.abc import Generator, Sequence
 
@@ -18,12 +19,16 @@ from odn.data import Split
 from odn.durable import durable_epochs
 from odn.engine import Progress, finish
 from odn.network import PartitionedNetwork
+from odn.probing import probe
 from odn.processes import training_device
 from odn.records import EpochRecord
 from odn.schedules import Schedule, anneal, constant_after_warmup, cool_down
 from odn.search import ExpandResult, Step, expand_result, next_step, plan_depths
 from odn.stage import Stage
+from odn.starting import Start, first_depth
 from odn.stopping import cap_of, decide, settle_target
+
+_log = logging.getLogger("odn")
 
 
 def expand(
@@ -92,12 +97,14 @@ def expand_epochs(
     checkpoints = checkpoints or Checkpoints("expand")
     records = checkpoints.records
     depths = plan_depths(config, network.max_depth)
+    start = _started(network, train, valid, depths, config, training, seed, checkpoints)
+    first = first_depth(start, depths, config)
     stage: Stage | None = None
     position = checkpoints.position
     if position is not None:
         stage = Stage(network.prefix(position.depth), training, train)
         checkpoints.restore(stage)
-    while (step := next_step(records, depths, config)) is not None:
+    while (step := next_step(records, depths, config, first)) is not None:
         settled = settle_target(records, depths[-1], config)
         if stage is None or position is None or (position.phase, position.depth) != (step.phase, step.depth):
             stage = _stage_for(step, network, training, train, stage, checkpoints)
@@ -126,7 +133,33 @@ def expand_epochs(
     if not (stage and stage.sharded):
         network.to(training_device())  # the blocks that were never trained follow the others
     checkpoints.take(kept_name(result.depth), network.prefix(result.depth))
-    return result
+    return dataclasses.replace(result, start=start)
+
+
+def _started(
+    network: PartitionedNetwork,
+    train: Split,
+    valid: Split,
+    depths: Sequence[int],
+    config: ExpandConfig,
+    training: TrainConfig,
+    seed: int,
+    checkpoints: Checkpoints,
+) -> Start | None:
+    """Probe a pretrained network, or take up what probing it came to; nothing to do for a random start."""
+    if network.origin is None:
+        return None
+    if checkpoints.start is not None:
+        checkpoints.take_start(network)
+        return checkpoints.start
+    images = training.recalibration_images
+    start = probe(network, train, valid, depths, config=config, recalibration_images=images, seed=seed)
+    checkpoints.begin(network, start)
+    if start.probes:
+        said = ", ".join(f"{found.depth}: {found.valid_accuracy:.4f}" for found in start.probes)
+        first = first_depth(start, depths, config)
+        _log.warning("linear probes by depth: %s; growing begins at depth %d", said, first)
+    return start
 
 
 def _schedule(records: Sequence[EpochRecord], step: Step, config: ExpandConfig, training: TrainConfig) -> Schedule:
@@ -164,13 +197,14 @@ def _stage_for(
 ) -> Stage:
     if stage is None:
         return Stage(network.prefix(step.depth), training, train)
+    fitted = checkpoints.start is not None and any(p.depth == step.depth for p in checkpoints.start.probes)
     if step.source is not None:
         checkpoints.take(kept_name(step.source), network.prefix(step.source))
-        return _attach(network, step.source, step.depth, training, train)
+        return _attach(network, step.source, step.depth, training, train, fitted=fitted)
     if stage.prefix.depth == step.depth:
         return stage
     stage.settle()  # training goes on from the averaged weights
-    return _attach(network, stage.prefix.depth, step.depth, training, train, previous=stage)
+    return _attach(network, stage.prefix.depth, step.depth, training, train, previous=stage, fitted=fitted)
 
 
 def _attach(
@@ -180,12 +214,13 @@ def _attach(
     training: TrainConfig,
     train: Split,
     previous: Stage | None = None,
+    fitted: bool = False,
 ) -> Stage:
     """Move to another depth with what was learnt: blocks are shared, the head and the optimizer's memory follow."""
     # A new block whose residual branch starts at zero and whose shapes agree leaves the function as it was, and so
-    # does its head, copied where the widths match.
+    # does its head, copied where the widths match. A head that was fitted to its depth by a probe is left as it is.
     old_head, new_head = network.heads[old_depth - 1], network.heads[depth - 1]
-    same = _shapes(old_head) == _shapes(new_head)
+    same = not fitted and _shapes(old_head) == _shapes(new_head)
     if same:
         new_head.load_state_dict(old_head.state_dict())
     return Stage(network.prefix(depth), training, train, previous=previous, new_head=not same)

@@ -38,6 +38,9 @@ class Flags:
         max_tokens: cut texts off after so many tokens [default: what 99 of 100 need].
         skip_bad_files: leave out image files that cannot be read, and name them.
         width: factor on the channels of a backbone that scales.
+        weights: safetensors file to start from: the library's own for this backbone, or odn's, e.g.
+            RUN/artifact/weights.safetensors.
+        pretrained: start from the weights that the backbone's library publishes.
         compress: narrow the network in the end: width=0.5, max_parameters=20000, max_macs=1000000, or auto for as
             narrow as holds the target; with ,int8 quantised too.
         to: further runtimes that the artifact gets files for, e.g. onnx,int8; see odn export.
@@ -64,6 +67,8 @@ class Flags:
     max_tokens: int | None = None
     skip_bad_files: Annotated[bool | None, Parameter(negative="")] = None
     width: float | None = None
+    weights: Path | None = None
+    pretrained: Annotated[bool | None, Parameter(negative="")] = None
     compress: str | None = None
     to: str | None = None
     precision: Literal["auto", "fp32", "bf16"] | None = None
@@ -122,6 +127,8 @@ class Flags:
             "backbone": self.backbone,
             "seed": self.seed,
             "width": self.width,
+            "weights": str(self.weights) if self.weights else None,
+            "pretrained": self.pretrained,
             "data": {
                 "task": self.task,
                 "metric": self.metric,

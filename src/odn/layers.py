@@ -118,6 +118,33 @@ class MaskHead(nn.Module):
         return nn.functional.interpolate(logits, self.size, mode="bilinear", align_corners=False)
 
 
+def mask_head(
+    name: str, input_shape: tuple[int, ...], channels_last: bool, shape: tuple[int, ...], classes: int
+) -> MaskHead:
+    """Make the head that labels every pixel.
+
+    Args:
+        name: of the network, for messages.
+        input_shape: channels, height and width of the image.
+        channels_last: whether features are (B, H, W, C).
+        shape: of the features it reads, without the batch.
+        classes: logits it gives for every pixel.
+
+    Returns:
+        The head, with fresh weights.
+
+    Raises:
+        UsageError: when the features have no height and width.
+    """
+    if len(shape) != 3 or len(input_shape) != 3:
+        raise UsageError(
+            f"segmentation needs features with a height and a width; those of {name} are of shape {shape}: choose a "
+            "convolutional backbone, e.g. resnet18"
+        )
+    size = (input_shape[1], input_shape[2])
+    return MaskHead(shape[-1 if channels_last else 0], classes, size, channel_dim=-1 if channels_last else 1)
+
+
 def resized(layer: nn.Module, channels: int) -> tuple[nn.Module, int]:
     """Make a fresh layer of the kind of another one, for another number of channels.
 

@@ -5,14 +5,16 @@ Shapes: B batch, C channels, H height, W width, K classes.
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
 from typing import Any, Literal, final
 
 import torch
 from torch import Tensor, nn
 
-from odn.backbones import Inputs, find_backbone, take_apart, take_own_apart
+from odn.backbones import Inputs, Origin, find_backbone, find_weights, take_apart, take_own_apart
 from odn.errors import OdnError, UsageError
-from odn.layers import Head, MaskHead
+from odn.layers import Head, mask_head
 from odn.spec import HasShape as HasShape
 from odn.spec import NetworkSpec as NetworkSpec
 from odn.tasks import Task
@@ -28,14 +30,21 @@ class Prefix(nn.Module):
         blocks: the blocks kept, in order.
         head: from features to logits.
         spec: recipe that rebuilds it, or None for networks built by hand.
+        pretrained: so many blocks, from the first, and the stem started from trained weights: they are trained at a
+            lower rate.
     """
 
     def __init__(
-        self, stem: nn.Module, blocks: Sequence[nn.Module], head: nn.Module, spec: NetworkSpec | None = None
+        self,
+        stem: nn.Module,
+        blocks: Sequence[nn.Module],
+        head: nn.Module,
+        spec: NetworkSpec | None = None,
+        pretrained: int = 0,
     ) -> None:
         super().__init__()
         self.stem, self.blocks, self.head = stem, nn.ModuleList(blocks), head
-        self.spec = spec
+        self.spec, self.pretrained = spec, pretrained
 
     @property
     def depth(self) -> int:
@@ -61,6 +70,7 @@ class PartitionedNetwork(nn.Module):
         heads: D modules; head d-1 turns the features after d blocks into logits.
         spec: recipe of the full depth, or None for a network built by hand, which can be trained and extracted
             but not exported.
+        origin: of trained weights, or None where all are fresh; the heads are new either way.
 
     Raises:
         UsageError: when there is not one head per block.
@@ -72,12 +82,13 @@ class PartitionedNetwork(nn.Module):
         blocks: Sequence[nn.Module],
         heads: Sequence[nn.Module],
         spec: NetworkSpec | None = None,
+        origin: Origin | None = None,
     ) -> None:
         super().__init__()
         if not blocks or len(blocks) != len(heads):
             raise UsageError(f"{len(blocks)} blocks and {len(heads)} heads; allowed: one head per block, one or more")
         self.stem, self.blocks, self.heads = stem, nn.ModuleList(blocks), nn.ModuleList(heads)
-        self.spec = spec
+        self.spec, self.origin = spec, origin
 
     @property
     def max_depth(self) -> int:
@@ -99,7 +110,8 @@ class PartitionedNetwork(nn.Module):
         if not 1 <= depth <= self.max_depth:
             raise UsageError(f"depth {depth}; allowed: 1 to {self.max_depth}")
         spec = dataclasses.replace(self.spec, depth=depth) if self.spec else None
-        return Prefix(self.stem, list(self.blocks)[:depth], self.heads[depth - 1], spec)
+        pretrained = min(depth, self.origin.blocks) if self.origin else 0
+        return Prefix(self.stem, list(self.blocks)[:depth], self.heads[depth - 1], spec, pretrained)
 
     def prefixes(self) -> Iterator[Prefix]:
         """Yield the networks of depth 1, 2, and so on up to the full depth."""
@@ -125,9 +137,11 @@ def partition(
     input_dtype: torch.dtype = torch.float32,
     width: float = 1.0,
     vocabulary: int = 0,
+    weights: str | Path | None = None,
+    pretrained: bool = False,
     seed: int = 0,
 ) -> PartitionedNetwork:
-    """Partition a backbone, by name with fresh weights, or a network of your own with those that it has.
+    """Partition a backbone, by name with fresh or trained weights, or a network of your own with those that it has.
 
     Args:
         backbone: a name from ``odn backbones``, or a network, which is left as it is.
@@ -141,6 +155,10 @@ def partition(
         input_dtype: of what a network of your own reads.
         width: factor on the backbone's channels, where its family scales.
         vocabulary: of a text encoder, the number of different tokens; 0 takes that of the data, or the encoder's own.
+        weights: safetensors file to start from: of the library's own network, or as odn wrote it for this backbone at
+            any depth. Heads are new.
+        pretrained: start from the weights that the library publishes; of a network of your own, say that its weights
+            are trained, so that expansion probes it first.
         seed: of the fresh weights; the caller's random state is left alone.
 
     Returns:
@@ -148,28 +166,38 @@ def partition(
         backbone has a name, because a spec cannot hold code.
 
     Raises:
-        UsageError: when there is no such backbone, the inputs do not fit, or the blocks are no chain.
+        UsageError: when there is no such backbone, the inputs or the weights do not fit, or the blocks are no chain.
     """
     classes = len(data.classes)
     task: Task = getattr(data, "task", "classification")  # what only has a shape and classes says nothing else
+
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         if isinstance(backbone, str):
             if blocks or head is not None:
                 raise UsageError(f"blocks and head are for networks of your own; leave them out for '{backbone}'")
-            vocabulary = vocabulary or getattr(data, "vocabulary", 0)
-            return build_network(backbone, data.input_shape, classes, width=width, vocabulary=vocabulary, task=task)
-        if width != 1 or vocabulary:
-            raise UsageError("width and vocabulary are for backbones with a name; leave them out")
+            return build_network(
+                backbone,
+                data.input_shape,
+                classes,
+                width=width,
+                vocabulary=vocabulary or getattr(data, "vocabulary", 0),
+                task=task,
+                weights=weights,
+                pretrained=pretrained,
+            )
+        if width != 1 or vocabulary or weights is not None:
+            raise UsageError("width, vocabulary and weights are for backbones with a name; leave them out")
         inputs = Inputs(shape=tuple(data.input_shape), dtype=input_dtype)
         parts, shapes = take_own_apart(backbone, inputs, blocks)
         if head is not None:
             heads = [head(shape, classes) for shape in shapes]
         elif task == "segmentation":
-            heads = [_mask_head("this network", shape, classes, inputs.shape, channel_dim) for shape in shapes]
+            heads = [mask_head("this network", inputs.shape, channel_dim < 0, shape, classes) for shape in shapes]
         else:
             heads = [Head(shape[min(channel_dim, 0)], classes, channel_dim=channel_dim) for shape in shapes]
-        return PartitionedNetwork(parts.stem, parts.blocks, heads)
+        origin = Origin(blocks=len(heads), source="the network as it came", sha256="") if pretrained else None
+        return PartitionedNetwork(parts.stem, parts.blocks, heads, origin=origin)
 
 
 def build_network(
@@ -181,6 +209,8 @@ def build_network(
     vocabulary: int = 0,
     config: Mapping[str, Any] | None = None,
     task: Task = "classification",
+    weights: str | Path | None = None,
+    pretrained: bool = False,
     device: str = "cpu",
 ) -> PartitionedNetwork:
     """Build a partitioned backbone on a device.
@@ -193,6 +223,8 @@ def build_network(
         vocabulary: of a text encoder, the number of different tokens; 0 takes the encoder's own.
         config: of a text encoder that came from a directory.
         task: what the heads are made for.
+        weights: file of trained ones to start from.
+        pretrained: start from those that the library publishes.
         device: ``meta`` builds the shapes alone, without memory for weights.
 
     Returns:
@@ -217,25 +249,16 @@ def build_network(
         wanted = "the number of tokens, e.g. 128" if text else "channels x height x width, e.g. 3x32x32"
         raise UsageError(f"input shape {'x'.join(map(str, input_shape))} for '{entry.name}'; allowed: {wanted}")
     inputs = Inputs(shape=spec.input_shape, vocabulary=vocabulary, dtype=spec.input_dtype)
-    parts, shapes = take_apart(entry, inputs, width, device)
+    parts, shapes = take_apart(entry, inputs, width, device, find_weights(entry, inputs, weights, pretrained))
     with torch.device(device):
-        if task == "segmentation":
-            dim: Literal[1, -1] = -1 if parts.channels_last else 1
-            heads: list[nn.Module] = [_mask_head(entry.name, shape, classes, spec.input_shape, dim) for shape in shapes]
-        else:
-            heads = [parts.head(shape, classes) for shape in shapes]
-    return PartitionedNetwork(parts.stem, parts.blocks, heads, dataclasses.replace(spec, depth=len(heads)))
-
-
-def _mask_head(
-    name: str, shape: tuple[int, ...], classes: int, input_shape: tuple[int, ...], channel_dim: Literal[1, -1]
-) -> MaskHead:
-    if len(shape) != 3 or len(input_shape) != 3:
-        raise UsageError(
-            f"segmentation needs features with a height and a width; those of {name} are of shape {shape}: choose a "
-            "convolutional backbone, e.g. resnet18"
+        make = (
+            partial(mask_head, entry.name, spec.input_shape, parts.channels_last)
+            if task == "segmentation"
+            else parts.head
         )
-    return MaskHead(shape[min(channel_dim, 0)], classes, (input_shape[1], input_shape[2]), channel_dim=channel_dim)
+        heads = [make(shape, classes) for shape in shapes]
+    spec = dataclasses.replace(spec, depth=len(heads))
+    return PartitionedNetwork(parts.stem, parts.blocks, heads, spec, parts.origin)
 
 
 def rebuild(spec: NetworkSpec, device: str = "cpu") -> PartitionedNetwork:
@@ -253,16 +276,8 @@ def rebuild(spec: NetworkSpec, device: str = "cpu") -> PartitionedNetwork:
     """
     if spec.config is None and find_backbone(spec.backbone).config is not None:
         raise OdnError(f"the spec names the directory {spec.backbone}; it has to hold the configuration itself")
-    return build_network(
-        spec.backbone,
-        spec.input_shape,
-        spec.classes,
-        width=spec.width,
-        vocabulary=spec.vocabulary,
-        config=spec.config,
-        task=spec.task,
-        device=device,
-    )
+    names = ("backbone", "input_shape", "classes", "width", "vocabulary", "config", "task")
+    return build_network(**{name: getattr(spec, name) for name in names}, device=device)
 
 
 def build_prefix(spec: NetworkSpec) -> Prefix:

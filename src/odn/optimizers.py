@@ -2,12 +2,13 @@
 
 import dataclasses
 import math
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import nn
 
 from odn.config import TrainConfig
+from odn.network import Prefix
 
 
 def settled(config: TrainConfig, *, texts: bool) -> TrainConfig:
@@ -30,11 +31,11 @@ def settled(config: TrainConfig, *, texts: bool) -> TrainConfig:
     )
 
 
-def make_optimizer(network: nn.Module, config: TrainConfig, batch_size: int) -> torch.optim.Optimizer:
+def make_optimizer(network: Prefix, config: TrainConfig, batch_size: int) -> torch.optim.Optimizer:
     """Make the optimizer of a network's weights; each group remembers its rate as ``initial_lr``.
 
     Args:
-        network: holding exactly the parameters to train.
+        network: holding exactly the parameters to train; blocks that came trained learn at their own rate.
         config: as from ``settled``.
         batch_size: images or texts per step.
 
@@ -47,11 +48,15 @@ def make_optimizer(network: nn.Module, config: TrainConfig, batch_size: int) -> 
     batches = batch_size / 128
     rate = config.learning_rate or (0.1 * batches if sgd else 0.002 * math.sqrt(batches))
     decay = config.weight_decay if config.weight_decay >= 0 else (5e-4 if sgd else 0.05)
-    weights = [p for p in network.parameters() if p.ndim >= 2]
-    others = [p for p in network.parameters() if p.ndim < 2]
-    groups = [{"params": weights, "weight_decay": decay}, {"params": others, "weight_decay": 0.0}]
-    for group in groups:
-        group["initial_lr"] = rate
+    parts = nn.ModuleList([network.stem, *network.blocks[: network.pretrained]] if network.pretrained else [])
+    trained = set(map(id, parts.parameters()))
+    groups: list[dict[str, Any]] = []
+    for came_trained, factor in ((False, 1.0), (True, config.pretrained_rate)):
+        chosen = [p for p in network.parameters() if (id(p) in trained) == came_trained]
+        weights, others = [p for p in chosen if p.ndim >= 2], [p for p in chosen if p.ndim < 2]
+        for parameters, own_decay in ((weights, decay), (others, 0.0)):
+            if parameters:
+                groups.append({"params": parameters, "weight_decay": own_decay, "initial_lr": factor * rate})
     if sgd:
         return torch.optim.SGD(groups, lr=rate, momentum=0.9, nesterov=True)
     return torch.optim.AdamW(groups, lr=rate)

@@ -8,6 +8,7 @@ from typing import Any
 
 from odn.charts import depth_chart, timeline
 from odn.records import EpochRecord
+from odn.starting import start_sentence
 from odn.tasks import CLASS_MEASURES, METRIC_NAMES
 
 _PAGE = Template("""<!doctype html>
@@ -38,6 +39,7 @@ $refused
 $charts
 $classes
 <h2>Cost of the search</h2>
+<p>$start</p>
 <p>$cost</p>
 <h2>Figures</h2>
 <details><summary>report.json</summary><pre>$json</pre></details>
@@ -92,6 +94,7 @@ def render_page(figures: dict[str, Any], records: Sequence[EpochRecord], macs_by
         charts=charts,
         metric=escape(metric),
         classes=_classes(figures),
+        start=escape(start_sentence(figures["start"])),
         cost=escape(_cost_sentence(figures["cost"])),
         json=escape(json.dumps(figures, indent=2)),
     )

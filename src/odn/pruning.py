@@ -140,6 +140,7 @@ def prune(network: Prefix, channels: Mapping[str, int], input_shape: tuple[int, 
     """
     tp = require_pruning()
     small = copy.deepcopy(network).cpu().eval()
+    small.pretrained = 0  # what is left is trained at the whole rate
     try:
         _cut(small, channels, input_shape, tp)
         small.train(network.training)

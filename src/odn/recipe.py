@@ -29,6 +29,9 @@ class RunConfig:
         data_dir: where named datasets lie or are downloaded to.
         backbone: a name from ``odn backbones``.
         width: factor on the backbone's channels, where its family scales.
+        weights: safetensors file that the backbone starts from; empty for none.
+        pretrained: start from the weights that the backbone's library publishes.
+        weights_sha256: checksum of those weights, filled in by the run; given beforehand, others are refused.
         seed: seeds the split, the initial weights, the order of samples and the augmentation.
     """
 
@@ -36,6 +39,9 @@ class RunConfig:
     data_dir: str
     backbone: str
     width: float = 1.0
+    weights: str = ""
+    pretrained: bool = False
+    weights_sha256: str = ""
     seed: int = 0
     data: DataConfig = field(default_factory=DataConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
@@ -48,6 +54,18 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         require(0 < self.width <= 64, f"width is {self.width}; allowed: above 0 to 64")
+        require(
+            not (self.weights and self.pretrained),
+            "--weights and --pretrained (weights and pretrained of a recipe) exclude each other; give one of them",
+        )
+        require(
+            not self.pretrained or self.width == 1,
+            f"width is {self.width:g} with --pretrained, whose weights are of width 1; leave one of them out",
+        )
+        require(
+            not self.weights_sha256 or self.weights != "" or self.pretrained,
+            "weights_sha256 is given without weights or pretrained; add one of them, or leave it out",
+        )
         require(0 <= self.seed < 2**63, f"seed is {self.seed}; allowed: 0 to 2^63 - 1")
 
 

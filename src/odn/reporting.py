@@ -26,6 +26,7 @@ from odn.records import EpochRecord, read_history
 from odn.rivals import FULL, STOCK, build_rival, rivals_of
 from odn.runtime_rows import on_test_split, runtime_rows
 from odn.search import plan_depths
+from odn.starting import Start, read_start
 from odn.stopping import confirmed, meets_target, settle_target
 from odn.storage import load_network, tensors_of
 from odn.tasks import METRIC_NAMES
@@ -118,6 +119,7 @@ def _figures(
     network, manifest = artifact.network, artifact.manifest
     spec = network.spec
     assert spec is not None
+    start = read_start(run)
     full = _rival(FULL, spec)
     rows = [_row(FULL, full, config)]
     if spec.channels:
@@ -164,7 +166,8 @@ def _figures(
         ],
         "classes": _classes(manifest.labels, on_test),
         "compression": compression_summary(records, settings.compress, expand) if settings and expand else None,
-        "cost": _cost(artifact, records, config),
+        "start": start and _start_row(start, records),
+        "cost": _cost(artifact, records, start, config),
     }
 
 
@@ -247,8 +250,22 @@ def _macs_by_depth(artifact: Artifact) -> list[int]:
     return macs_by_depth(rebuild(spec, "meta").prefixes(), spec.input_shape, spec.input_dtype)
 
 
-def _cost(artifact: Artifact, records: Sequence[EpochRecord], config: ReportConfig) -> dict[str, Any]:
-    """Count 3 forward passes' MACs per sample trained on and 1 per sample evaluated."""
+def _start_row(start: Start, records: Sequence[EpochRecord]) -> dict[str, Any]:
+    """Say what a pretrained network brought along, and how probing it went."""
+    return {
+        "source": start.source,
+        "blocks": start.blocks,
+        "probes": [{"depth": probe.depth, "valid_accuracy": probe.valid_accuracy} for probe in start.probes],
+        "first_depth": next((record.depth for record in records if record.phase == "expand"), None),
+        "images": start.images,
+        "seconds": round(start.seconds, 3),
+    }
+
+
+def _cost(
+    artifact: Artifact, records: Sequence[EpochRecord], start: Start | None, config: ReportConfig
+) -> dict[str, Any]:
+    """Count 3 forward passes' MACs per sample trained on, 1 per sample evaluated and 1 per sample probed."""
     if not records:
         keys = (
             "train_macs",
@@ -268,10 +285,10 @@ def _cost(artifact: Artifact, records: Sequence[EpochRecord], config: ReportConf
     epoch = next((record for record in records if record.verb == "expand"), records[0])
     full_epoch_samples = 3 * epoch.train_samples + epoch.evaluated_samples
     return {
-        "train_macs": train_macs(records, macs),
+        "train_macs": train_macs(records, macs) + (start.macs(macs) if start else 0),
         "full_depth_train_macs": macs[-1] * full_epoch_samples * config.reference_epochs,
         "reference_epochs": config.reference_epochs,
-        "seconds": round(sum(record.seconds for record in records), 3),
+        "seconds": round(sum(record.seconds for record in records) + (start.seconds if start else 0), 3),
         "epochs_by_depth": epochs_by_depth,
         "finetune_epochs": sum(record.verb == "finetune" for record in records),
         "compress_epochs": sum(record.verb == "compress" for record in records),

@@ -14,7 +14,7 @@ from odn.errors import OdnError, UsageError
 from odn.expansion import expand_epochs, kept_name
 from odn.exporting import check_runtimes, export
 from odn.extraction import FinetuneResult, finetune_epochs
-from odn.network import Prefix, partition
+from odn.network import Prefix
 from odn.processes import agree, first_only
 from odn.pruning import check_request
 from odn.recipe import RunConfig, read_run_config
@@ -32,9 +32,11 @@ from odn.rundir import (
     planned_depths,
     read_data_spec,
     reload_data,
+    start_network,
     write_config,
 )
 from odn.search import ExpandResult, expand_result, next_step, plan_depths
+from odn.starting import first_depth, read_start
 from odn.stopping import settle_target
 from odn.storage import load_network, save_network
 
@@ -88,18 +90,19 @@ def _expand(config: RunConfig, path: Path, *, force: bool, resume: bool, watch: 
     find_backbone(config.backbone, config.width)
     data = load_run_data(config)
     check_runtimes(config.export, texts=data.spec.texts)
-    network = partition(config.backbone, data.spec, width=config.width, seed=config.seed)
+    network = start_network(config, data.spec, path, resume=resume)
     depths = plan_depths(config.expand, network.max_depth)
     if config.compress.asked:
         check_request(network.prefix(depths[0]), config.compress, data.spec.input_shape)
     if resume:
         check_data(path, data.spec)
     else:
-        create_directory(config, data.spec, path)
+        create_directory(config, data.spec, path, network.origin)
     reuse_freed_memory()
     with held(path):
         checkpoints = Checkpoints("expand", path, resume=resume)
-        if next_step(checkpoints.records, depths, config.expand) is not None:
+        first = first_depth(checkpoints.start, depths, config.expand)
+        if next_step(checkpoints.records, depths, config.expand, first) is not None:
             clear_after(path, None)
             watch(
                 expand_epochs(
@@ -112,7 +115,8 @@ def _expand(config: RunConfig, path: Path, *, force: bool, resume: bool, watch: 
                     checkpoints=checkpoints,
                 )
             )
-    return data, expand_result(checkpoints.records, depths, config.expand)
+    result = expand_result(checkpoints.records, depths, config.expand)
+    return data, dataclasses.replace(result, start=checkpoints.start)
 
 
 @first_only
@@ -134,7 +138,8 @@ def extract_run(path: Path, depth: int | None = None) -> Prefix:
     records = [record for record in read_history(path / "history.jsonl") if record.verb == "expand"]
     if depth is None:
         depths = planned_depths(config, data)
-        if next_step(records, depths, config.expand) is not None:
+        first = first_depth(read_start(path), depths, config.expand)
+        if next_step(records, depths, config.expand, first) is not None:
             raise OdnError(f"expansion of {path} has not finished; continue it with: odn run --run {path} --resume")
         depth = expand_result(records, depths, config.expand).depth
     tried = sorted({record.depth for record in records})
@@ -179,6 +184,8 @@ def finetune_run(
     if not (path / "extracted").is_dir():
         raise OdnError(f"{path} has no extracted network; run: odn extract {path}")
     small = load_network(path / "extracted")
+    start = first_only(read_start)(path)
+    small.pretrained = min(small.depth, start.blocks) if start else 0
     data = data or reload_data(config, path)
     reuse_freed_memory()
     with held(path):

@@ -4,21 +4,23 @@ Of several processes the first one writes; all have to call these functions.
 """
 
 import contextlib
+import dataclasses
 import json
 from collections.abc import Iterator
 from pathlib import Path
 
-from odn.backbones import find_backbone
+from odn.backbones import Origin, find_backbone
 from odn.checkpoint import Checkpoints
 from odn.data import Data, DataSpec, load_data
 from odn.errors import OdnError, UsageError
 from odn.files import exclusive, new_directory, remove, write_atomically
-from odn.network import Prefix, build_network
+from odn.network import PartitionedNetwork, Prefix, build_network, partition
 from odn.processes import first_on_each_machine, first_only, share
 from odn.recipe import RunConfig, difference, read_run_config, to_toml
 from odn.records import Verb
 from odn.saved import holds_texts
 from odn.search import plan_depths
+from odn.starting import read_start
 from odn.storage import save_network
 from odn.tables import from_table, to_table
 
@@ -62,6 +64,8 @@ def check_directory(config: RunConfig, path: Path, *, force: bool, resume: bool)
         raise UsageError("--force and --resume exclude each other; give one of them")
     if resume:
         stored = read_run_config(path / "config.toml")
+        if not config.weights_sha256:
+            config = dataclasses.replace(config, weights_sha256=stored.weights_sha256)
         if stored != config:
             raise UsageError(f"{path} was started with {difference(stored, config)}; leave that out to resume")
     elif path.is_dir() and any(path.iterdir()):
@@ -73,18 +77,60 @@ def check_directory(config: RunConfig, path: Path, *, force: bool, resume: bool)
         raise UsageError(f"{path} is a file; choose a directory with --run")
 
 
+def start_network(config: RunConfig, data: DataSpec, path: Path, *, resume: bool) -> PartitionedNetwork:
+    """Partition the backbone of a run, with the weights that it starts from.
+
+    Args:
+        config: every setting.
+        data: what the run learns from.
+        path: the run directory.
+        resume: the run goes on. Where its pretrained network is kept there already, no other file is needed, and
+            expansion loads it.
+
+    Returns:
+        The network.
+
+    Raises:
+        OdnError: when the weights are not those that the settings name.
+    """
+    if resume:
+        config = first_only(read_run_config)(path / "config.toml")
+    start = first_only(read_start)(path) if resume else None
+    if start is not None:
+        network = partition(config.backbone, data, width=config.width, seed=config.seed)
+        network.origin = Origin(blocks=start.blocks, source=start.source, sha256=config.weights_sha256)
+        return network
+    with first_on_each_machine() if config.pretrained else contextlib.nullcontext():  # it may have to download
+        network = partition(
+            config.backbone,
+            data,
+            width=config.width,
+            weights=config.weights or None,
+            pretrained=config.pretrained,
+            seed=config.seed,
+        )
+    if network.origin is not None and config.weights_sha256 not in ("", network.origin.sha256):
+        raise OdnError(
+            f"{network.origin.source} was changed: its SHA-256 is {network.origin.sha256[:12]}..., and "
+            f"{config.weights_sha256[:12]}... in the settings of {path}; restore it, or start anew with --force"
+        )
+    return network
+
+
 @first_only
-def create_directory(config: RunConfig, data: DataSpec, path: Path) -> None:
+def create_directory(config: RunConfig, data: DataSpec, path: Path, origin: Origin | None = None) -> None:
     """Begin a run; one that stands there is replaced.
 
     Args:
         config: every setting.
         data: what the run learns from.
         path: the run directory.
+        origin: of the weights that the network starts from; the settings keep their checksum.
 
     Raises:
         OdnError: when a run is going on there.
     """
+    config = dataclasses.replace(config, weights_sha256=origin.sha256 if origin else "")
     with exclusive(path) if path.is_dir() else contextlib.nullcontext():
         pass
     with new_directory(path) as partial:

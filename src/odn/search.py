@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from odn.config import ExpandConfig
 from odn.errors import UsageError
 from odn.records import EpochRecord, Phase, StopReason
+from odn.starting import Start
 from odn.stopping import almost_reached, settle_target
 
 
@@ -23,6 +24,7 @@ class ExpandResult:
         target_accuracy: the target, or with an automatic one what it came to be.
         valid_score: of the averaged weights kept for that depth, in the metric of the data.
         records: every epoch, oldest first.
+        start: what a pretrained network brought along, with its probes; None where it started at random.
     """
 
     depth: int
@@ -30,6 +32,7 @@ class ExpandResult:
     target_accuracy: float
     valid_score: float
     records: tuple[EpochRecord, ...]
+    start: Start | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,22 +68,26 @@ def plan_depths(config: ExpandConfig, max_depth: int) -> list[int]:
     return list(config.depths) or list(range(1, max_depth + 1))
 
 
-def next_step(records: Sequence[EpochRecord], depths: Sequence[int], config: ExpandConfig) -> Step | None:
+def next_step(
+    records: Sequence[EpochRecord], depths: Sequence[int], config: ExpandConfig, first: int = 0
+) -> Step | None:
     """Say what to train next.
 
     Growing doubles the number of planned depths passed: 1, 2, 4, 8 and so on, the deepest last. As soon as one holds
-    the target, the search bisects between it and the deepest one that did not.
+    the target, the search bisects between it and the deepest one that did not. Where growing began at a deeper one
+    (``first``), the deepest of those passed over speaks for them all: only when it holds the target, they are bisected.
 
     Args:
         records: of the expansion, oldest first.
         depths: the plan, ascending.
         config: targets, and when to anneal or look back.
+        first: the depth at which growing begins; 0 is the shallowest.
 
     Returns:
         The step, or None when expansion is over.
     """
     if not records:
-        return Step(phase="expand", depth=depths[0])
+        return Step(phase="expand", depth=first or depths[0])
     last = records[-1]
     auto, config = not config.target_accuracy, settle_target(records, depths[-1], config)
     if last.stop is None:
@@ -97,7 +104,8 @@ def next_step(records: Sequence[EpochRecord], depths: Sequence[int], config: Exp
     between = [depth for depth in depths if shallow < depth < deep]
     if not between or not config.lookback_epochs:
         return None
-    return Step(phase="lookback", depth=between[(len(between) - 1) // 2], source=deep)
+    passed_over = between[-1] < first <= deep
+    return Step(phase="lookback", depth=between[-1 if passed_over else (len(between) - 1) // 2], source=deep)
 
 
 def _holding(records: Sequence[EpochRecord], config: ExpandConfig, *, auto: bool) -> set[int]:

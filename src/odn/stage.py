@@ -149,7 +149,7 @@ class Stage:
         return module
 
     def learning_rate(self, schedule: Schedule) -> float:
-        """Return the learning rate of the newest step, also where that was taken before an interruption."""
+        """Return the learning rate of the newest step for fresh weights, also of one before an interruption."""
         rate: float = self.optimizer.param_groups[0]["initial_lr"]
         return rate * (self.rate_factor * schedule(self.step / self.steps_per_epoch))
 

@@ -4,9 +4,11 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from odn.backbones import cifar_resnet, from_timm, from_torchvision, from_transformers
+from odn.backbones.loading import find_weights as find_weights
 from odn.backbones.own import take_own_apart as take_own_apart
 from odn.backbones.parts import Backbone as Backbone
 from odn.backbones.parts import Inputs as Inputs
+from odn.backbones.parts import Origin as Origin
 from odn.backbones.parts import Parts as Parts
 from odn.backbones.shapes import take_apart as take_apart
 from odn.errors import UsageError, did_you_mean

@@ -4,6 +4,7 @@ No name is known here but those that are tested (``TESTED``); the style of timm'
 """
 
 import importlib.util
+from collections.abc import Mapping
 from functools import cache, partial
 from typing import Any
 
@@ -117,6 +118,7 @@ def entry(name: str) -> Backbone:
         find=_find,
         cut=_cut,
         sides=partial(_sides, name),
+        pretrained=partial(_pretrained, name=name),
     )
 
 
@@ -129,15 +131,25 @@ def _make(inputs: Inputs, width: float, *, name: str) -> nn.Module:
     channels, height, width_pixels = inputs.shape
     timm = _timm(f"backbone '{name}'")
     plain = name.removeprefix(PREFIX)
-    fixed = timm.get_pretrained_cfg(plain).fixed_input_size
     network: nn.Module = timm.create_model(
-        plain,
-        pretrained=False,
-        num_classes=0,
-        in_chans=channels,
-        **({"img_size": (height, width_pixels)} if fixed else {}),
+        plain, pretrained=False, num_classes=0, in_chans=channels, **_size(timm, plain, (height, width_pixels))
     )
     return network
+
+
+def _size(timm: Any, plain: str, sides: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
+    return {"img_size": sides} if timm.get_pretrained_cfg(plain).fixed_input_size else {}
+
+
+def _pretrained(inputs: Inputs, *, name: str) -> Mapping[str, Tensor]:
+    timm = _timm(f"backbone '{name}'")
+    plain = name.removeprefix(PREFIX)
+    if not timm.is_model_pretrained(plain):
+        raise UsageError(f"timm has no weights for '{name}'; choose another backbone, or give a file with --weights")
+    # With its own classifier and channels timm wants every tensor; otherwise it leaves random what is missing. It fits
+    # tables of positions to the size of the image.
+    network: nn.Module = timm.create_model(plain, pretrained=True, **_size(timm, plain, inputs.shape[1:]))
+    return network.state_dict()
 
 
 def _find(network: nn.Module, example: Tensor) -> Chain:

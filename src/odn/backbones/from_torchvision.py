@@ -5,11 +5,12 @@ convolution with what follows it.
 """
 
 import math
+from collections.abc import Mapping
 from functools import partial
 
 import torch
 from torch import Tensor, nn
-from torchvision.models import get_model
+from torchvision.models import get_model, get_model_weights
 
 from odn.backbones.chain import Chain, find_chain
 from odn.backbones.cut import Pooling, cut
@@ -78,6 +79,14 @@ def _make(inputs: Inputs, width: float, *, name: str, family: str, small: bool) 
         parent, _, child = place.rpartition(".")
         setattr(network.get_submodule(parent), child, _convolution(first, channels))
     return network
+
+
+def _pretrained(_inputs: Inputs, *, name: str) -> Mapping[str, Tensor]:
+    # A file with anything but tensors in it is refused: nothing is unpickled.
+    weights: Mapping[str, Tensor] = get_model_weights(name).DEFAULT.get_state_dict(
+        check_hash=True, weights_only=True, map_location="cpu"
+    )
+    return weights
 
 
 def _convolution(like: nn.Conv2d, channels: int) -> nn.Conv2d:
@@ -151,6 +160,7 @@ BACKBONES = tuple(
             ),
         ),
         sides=partial(_step, name, family),
+        pretrained=None if small else partial(_pretrained, name=name),
     )
     for family, names in NAMES.items()
     for small in ((False, True) if family == "resnet" else (False,))

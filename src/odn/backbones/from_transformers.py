@@ -7,6 +7,7 @@ once by the stem.
 Shapes: B batch, T tokens, D width of the hidden states.
 """
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 
 from odn.backbones.parts import Backbone, Inputs, Parts
 from odn.backbones.text_config import Config, checked_config, read_config
-from odn.errors import UsageError, require_extra
+from odn.errors import OdnError, UsageError, require_extra
 from odn.texts import PADDING
 
 States = tuple[Tensor, ...]
@@ -29,6 +30,12 @@ _FAMILIES = {
     "roberta": ("RobertaModel", "num_hidden_layers", "hidden_size", "num_attention_heads", "intermediate_size"),
     "electra": ("ElectraModel", "num_hidden_layers", "hidden_size", "num_attention_heads", "intermediate_size"),
     "modernbert": ("ModernBertModel", "num_hidden_layers", "hidden_size", "num_attention_heads", "intermediate_size"),
+}
+# Published encoders of the same shape as ours of that name.
+_HUB = {
+    "bert_base": "google-bert/bert-base-uncased",
+    "distilbert_base": "distilbert/distilbert-base-uncased",
+    "electra_base": "google/electra-base-discriminator",
 }
 # Sizes for training from scratch: layers, width, heads, feed-forward width; base is what each family's paper calls so.
 _SIZES = {"tiny": (4, 128, 2, 512), "small": (8, 256, 4, 1024)}
@@ -176,6 +183,22 @@ def _readable(name: str, family: str, config: Config) -> int:
     return _positions(settings, family)
 
 
+def _pretrained(_inputs: Inputs, *, family: str, source: str) -> Mapping[str, Tensor]:
+    if Path(source).is_dir() and not any(Path(source).glob("model*.safetensors")):
+        raise UsageError(f"{source} has no model.safetensors; save the encoder there with save_pretrained")
+    transformers = require_extra("transformers", "text", f"a {family} backbone")
+    model_class = getattr(transformers, _FAMILIES[family][0])
+    network, info = model_class.from_pretrained(
+        source, output_loading_info=True, use_safetensors=True, dtype=torch.float32, trust_remote_code=False
+    )
+    # What transformers does not find it would leave random.
+    missing = sorted(name for name in info["missing_keys"] if not name.startswith("pooler."))
+    if missing:
+        raise OdnError(f"{source} holds no '{missing[0]}'; give the weights of a whole {family} encoder")
+    weights: Mapping[str, Tensor] = network.state_dict()
+    return weights
+
+
 def _cut(network: Any, _chain: None, *, family: str) -> Parts:
     settings = network.config
     layers = {"distilbert": "transformer.layer", "modernbert": "layers"}.get(family, "encoder.layer")
@@ -194,7 +217,7 @@ def _head(norm_eps: float | None, norm_bias: bool, shape: tuple[int, ...], class
     return TextHead(shape[-1], classes, norm)
 
 
-def _entry(name: str, family: str, config: Config, *, keep: bool = False) -> Backbone:
+def _entry(name: str, family: str, config: Config, *, keep: bool = False, source: str | None = None) -> Backbone:
     return Backbone(
         name=name,
         library="transformers",
@@ -204,6 +227,7 @@ def _entry(name: str, family: str, config: Config, *, keep: bool = False) -> Bac
         task="text-classification",
         config=config if keep else None,
         positions=partial(_readable, name, family, config),
+        pretrained=partial(_pretrained, family=family, source=source) if source else None,
     )
 
 
@@ -220,7 +244,9 @@ def _sized(family: str, size: str) -> Config:
 
 
 BACKBONES = tuple(
-    _entry(f"{family}_{size}", family, _sized(family, size)) for family in _FAMILIES for size in (*_SIZES, "base")
+    _entry(f"{family}_{size}", family, _sized(family, size), source=_HUB.get(f"{family}_{size}"))
+    for family in _FAMILIES
+    for size in (*_SIZES, "base")
 )
 
 
@@ -228,12 +254,14 @@ def find_directory(path: Path) -> Backbone:
     """Return the entry of an encoder whose configuration lies in a directory, as transformers saves it.
 
     Args:
-        path: holds ``config.json``; nothing else of it is read.
+        path: holds ``config.json``; its ``model.safetensors`` is read where pretrained weights are asked for.
 
     Returns:
-        Its entry, with fresh weights.
+        Its entry.
     """
-    return find_config(*read_config(path))
+    entry = find_config(*read_config(path))
+    family = entry.name.removeprefix("transformers/")
+    return dataclasses.replace(entry, pretrained=partial(_pretrained, family=family, source=str(path)))
 
 
 def find_config(family: object, config: Mapping[str, object]) -> Backbone:

@@ -1,6 +1,6 @@
 """What a backbone provides."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -33,6 +33,21 @@ class Inputs:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Origin:
+    """Where the weights of a network come from that were not made at random.
+
+    Attributes:
+        blocks: so many blocks, from the first, came with trained weights.
+        source: the file, or the library and the name.
+        sha256: of the file, or of the library's weights; empty for a network of the user's own.
+    """
+
+    blocks: int
+    source: str
+    sha256: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class Parts:
     """A backbone taken apart.
 
@@ -42,12 +57,14 @@ class Parts:
             family starts them, at zero where it does.
         head: makes the head for features of a shape (without the batch) and a number of classes.
         channels_last: whether feature maps are (B, H, W, C).
+        origin: of trained weights; None where all are fresh.
     """
 
     stem: nn.Module
     blocks: tuple[nn.Module, ...]
     head: Callable[[tuple[int, ...], int], nn.Module]
     channels_last: bool = False
+    origin: Origin | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +83,8 @@ class Backbone:
         sides: the side of the images that the library makes it for, and of what number sides have to be multiples.
         config: of an encoder that came from a directory.
         positions: tokens that a text encoder can read at the most; 0 for images.
+        pretrained: fetches the weights that the library publishes, by the names of the network that ``make`` makes;
+            None where there are none.
     """
 
     name: str
@@ -78,6 +97,7 @@ class Backbone:
     sides: Callable[[], tuple[int, int]] = lambda: (224, 1)
     config: dict[str, int | float | str | bool] | None = None
     positions: Callable[[], int] = lambda: 0
+    pretrained: Callable[[Inputs], Mapping[str, Tensor]] | None = None
 
 
 def names_alone(names: Sequence[str]) -> list[list[str]]:

@@ -1,19 +1,23 @@
 """Take a backbone apart for an input: what its blocks give is found by running it without memory, never tabulated."""
 
 import bisect
+import dataclasses
 
 import torch
 from torch import Tensor, nn
 
 from odn.backbones.chain import Chain
 from odn.backbones.cut import UpToFirstBlock, drop_parameters, idle_parameters
+from odn.backbones.loading import Weights, fill_parts, names_by_tensor
 from odn.backbones.parts import Backbone, Inputs, Parts
 from odn.errors import OdnError, UsageError
 
 Shape = tuple[int, ...]
 
 
-def take_apart(backbone: Backbone, inputs: Inputs, width: float, device: str) -> tuple[Parts, list[Shape]]:
+def take_apart(
+    backbone: Backbone, inputs: Inputs, width: float, device: str, weights: Weights | None = None
+) -> tuple[Parts, list[Shape]]:
     """Make a backbone for an input, and take it apart.
 
     Args:
@@ -21,6 +25,7 @@ def take_apart(backbone: Backbone, inputs: Inputs, width: float, device: str) ->
         inputs: what it is given.
         width: factor on the backbone's channels.
         device: ``meta`` makes the shapes alone, without memory for weights.
+        weights: trained ones to start from; None leaves those that the library draws.
 
     Returns:
         Its parts on that device, and the shape of what each block gives, without the batch.
@@ -37,8 +42,12 @@ def take_apart(backbone: Backbone, inputs: Inputs, width: float, device: str) ->
     idle = idle_parameters(parts.stem, inputs.example(2)) if isinstance(parts.stem, UpToFirstBlock) else []
     if device != "meta":
         with torch.device(device):
-            parts = backbone.cut(backbone.make(inputs, width), chain)
+            network = backbone.make(inputs, width)
+            names = names_by_tensor(network)
+            parts = backbone.cut(network, chain)
     drop_parameters(parts.stem, idle)
+    if device != "meta" and weights is not None:
+        parts = dataclasses.replace(parts, origin=fill_parts(parts, names, weights, backbone.name))
     return parts, shapes
 
 

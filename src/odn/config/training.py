@@ -17,6 +17,8 @@ class TrainConfig:
         optimizer: ``sgd`` (Nesterov momentum 0.9), ``adamw``, or ``auto``: sgd for images, adamw for texts.
         learning_rate: peak learning rate; 0 takes the optimizer's default: for a batch of 128 images 0.1 (sgd) or
             0.002 (adamw), scaled with the batch size linearly (sgd) or by its square root (adamw).
+        pretrained_rate: factor on the learning rate of weights that came trained, above 0 to 1; heads and fresh blocks
+            take the whole.
         weight_decay: on weights of two or more dimensions; biases and norms are never decayed. Negative
             takes the optimizer's default (5e-4 for sgd, 0.05 for adamw).
         batch_size: images per step; 0 takes a 64th of the training set, rounded down to a power of two between
@@ -36,6 +38,7 @@ class TrainConfig:
 
     optimizer: Literal["auto", "sgd", "adamw"] = "auto"
     learning_rate: float = 0.0
+    pretrained_rate: float = 0.1
     weight_decay: float = -1.0
     batch_size: int = 0
     label_smoothing: float = 0.0
@@ -55,6 +58,9 @@ class TrainConfig:
         for name in ("learning_rate", "batch_size", "warmup_epochs"):
             value = getattr(self, name)
             require(value >= 0, f"train.{name} is {value}; allowed: 0 or more")
+        require(
+            0 < self.pretrained_rate <= 1, f"train.pretrained_rate is {self.pretrained_rate}; allowed: above 0 to 1"
+        )
         require(self.batch_size != 1, "train.batch_size is 1; BatchNorm needs 2 or more images per step")
         require(self.ema_epochs > 0, f"train.ema_epochs is {self.ema_epochs}; allowed: above 0")
         require(
@@ -88,6 +94,9 @@ class ExpandConfig:
         reach: a depth almost reaches the target when its validation error is at most so many times the target's.
         lookback_epochs: once a depth holds the target, shallower ones start from its weights and are annealed over so
             many epochs; 0 never looks back.
+        probe_images: of a pretrained network, fit the probes on so many training images at most; 0 does not probe.
+        reach_probe: growing begins at the first depth whose probe has an error of at most so many times the target's,
+            or the best probe's where that is larger.
     """
 
     target_accuracy: float = 0.0
@@ -101,6 +110,8 @@ class ExpandConfig:
     cooldown_epochs: int = 5
     reach: float = 1.25
     lookback_epochs: int = 8
+    probe_images: int = 20_000
+    reach_probe: float = 2.0
 
     def __post_init__(self) -> None:
         if self.target_accuracy:
@@ -110,6 +121,8 @@ class ExpandConfig:
         for name in ("confirmations", "patience"):
             value = getattr(self, name)
             require(value >= 1, f"expand.{name} is {value}; allowed: 1 or more")
+        require(self.probe_images >= 0, f"expand.probe_images is {self.probe_images}; allowed: 0 or more")
+        require(self.reach_probe >= 1, f"expand.reach_probe is {self.reach_probe}; allowed: 1 or more")
         require(self.reach >= 1, f"expand.reach is {self.reach}; allowed: 1 or more")
         require(
             0 <= self.confidence < 1,

@@ -1,0 +1,335 @@
+"""Trained weights to start from: files of odn and of the libraries, what does not fit, and runs that start from them."""
+
+import dataclasses
+import urllib.error
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+from torchvision.models import mobilenet_v2, resnet18, resnet34
+
+from conftest import tiny_data
+from odn.config import TrainConfig
+from odn.errors import OdnError, UsageError
+from odn.extraction import extract
+from odn.network import PartitionedNetwork, partition
+from odn.stage import Stage
+from odn.storage import load_network, save_network
+
+GRAY, COLOUR = (1, 32, 32), (3, 32, 32)
+
+
+@dataclasses.dataclass(frozen=True)
+class Shape:
+    input_shape: tuple[int, ...] = COLOUR
+    classes: tuple[str, ...] = ("a", "b", "c")
+
+
+def unsettled(network: nn.Module) -> nn.Module:
+    """Give every weight and statistic a value that no constructor gives."""
+    generator = torch.Generator().manual_seed(5)
+    with torch.no_grad():
+        for tensor in network.state_dict().values():
+            if tensor.is_floating_point():
+                tensor.copy_(torch.rand(tensor.shape, generator=generator) * 0.2 + 0.05)
+    return network
+
+
+def written(network: nn.Module, path: Path) -> Path:
+    save_file({name: tensor.contiguous() for name, tensor in network.state_dict().items()}, path)
+    return path
+
+
+@pytest.fixture
+def own(tmp_path):
+    """Weights of cifar_resnet20 at depth 4, as odn writes them."""
+    network = extract(unsettled(partition("cifar_resnet20", Shape())), 4)
+    save_network(network, tmp_path / "own")
+    return tmp_path / "own" / "weights.safetensors"
+
+
+def trunk(network: PartitionedNetwork, blocks: int | None = None) -> nn.Module:
+    return nn.Sequential(network.stem, *network.blocks[:blocks]).eval()
+
+
+# the libraries' own files ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "library", "last"), [("resnet18", resnet18, "layer4"), ("mobilenet_v2", mobilenet_v2, "")]
+)
+def test_a_state_dict_of_torchvision_gives_its_features(tmp_path, name, library, last):
+    whole = unsettled(library()).eval()
+    network = partition(name, Shape(), weights=written(whole, tmp_path / "w.safetensors"))
+    assert (network.origin.blocks, network.origin.source) == (network.max_depth, str(tmp_path / "w.safetensors"))
+    x, seen = torch.randn(2, *COLOUR), []
+    (whole.get_submodule(last) if last else whole.features[17]).register_forward_hook(lambda *a: seen.append(a[2]))
+    with torch.no_grad():
+        whole(x)
+        assert torch.equal(trunk(network)(x), seen[0])
+
+
+@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "mobilenetv3_small_050"])
+def test_a_state_dict_of_timm_gives_its_features(tmp_path, name):
+    timm = pytest.importorskip("timm")
+    size = {"img_size": 32} if name.startswith("vit") else {}
+    whole = unsettled(timm.create_model(name, **size))
+    file = written(whole, tmp_path / "w.safetensors")
+    network = partition(f"timm/{name}", Shape(), weights=file)
+    mine = {**dict(network.stem.named_parameters()), **dict(network.blocks.named_parameters())}
+    sums = sorted(float(p.detach().double().sum()) for p in mine.values())
+    theirs = [float(p.detach().double().sum()) for p in whole.parameters()]
+    assert sums
+    assert all(any(abs(a - b) < 1e-9 for b in theirs) for a in sums)
+
+
+def test_heads_are_new_and_the_seed_decides_them(tmp_path):
+    file = written(unsettled(resnet18()), tmp_path / "w.safetensors")
+    first, again, other = (partition("resnet18", Shape(), weights=file, seed=seed) for seed in (1, 1, 2))
+    heads = [network.heads[7].linear.weight for network in (first, again, other)]
+    assert torch.equal(heads[0], heads[1])
+    assert not torch.equal(heads[0], heads[2])
+    assert heads[0].abs().max() < 0.05
+
+
+def test_a_stem_for_one_channel_gets_the_sum_of_the_colours(tmp_path, caplog):
+    whole = unsettled(resnet18()).eval()
+    file = written(whole, tmp_path / "w.safetensors")
+    network = partition("resnet18", Shape(GRAY), weights=file)
+    assert "the filters of 'conv1.weight' for red, green and blue are summed" in caplog.text
+    gray = torch.randn(2, *GRAY)
+    with torch.no_grad():
+        seen = []
+        whole.layer4.register_forward_hook(lambda *a: seen.append(a[2]))
+        whole(gray.expand(-1, 3, -1, -1))
+        torch.testing.assert_close(trunk(network)(gray), seen[0], rtol=1e-4, atol=1e-4)
+
+
+def test_old_files_without_counters_are_read(tmp_path):
+    tensors = {n: t for n, t in resnet18().state_dict().items() if not n.endswith("num_batches_tracked")}
+    save_file(tensors, tmp_path / "w.safetensors")
+    assert partition("resnet18", Shape(), weights=tmp_path / "w.safetensors").origin.blocks == 8
+
+
+# odn's own files ---------------------------------------------------------------------------------------------------
+
+
+def test_a_prefix_gives_its_blocks_and_says_that_the_others_are_fresh(own, caplog):
+    network, fresh = partition("cifar_resnet20", Shape(), weights=own), partition("cifar_resnet20", Shape())
+    assert f"{own} holds 4 of the 9 blocks of 'cifar_resnet20'; the other 5 are fresh" in caplog.text
+    assert (network.origin.blocks, [network.prefix(d).pretrained for d in (1, 4, 9)]) == (4, [1, 4, 4])
+    kept, x = load_network(own.parent).eval(), torch.randn(2, *COLOUR)
+    with torch.no_grad():
+        assert torch.equal(trunk(network, 4)(x), nn.Sequential(kept.stem, *kept.blocks)(x))
+    assert all(
+        torch.equal(a, b) for a, b in zip(network.blocks[4:].parameters(), fresh.blocks[4:].parameters(), strict=True)
+    )
+    assert not torch.equal(network.heads[3].linear.weight, kept.head.linear.weight)
+
+
+def test_shorter_floats_are_read(own, tmp_path):
+    tensors = {n: t.bfloat16() if t.is_floating_point() else t for n, t in load_file(own).items()}
+    save_file(tensors, tmp_path / "short.safetensors")
+    network = partition("cifar_resnet20", Shape(), weights=tmp_path / "short.safetensors")
+    assert {p.dtype for p in network.parameters()} == {torch.float32}
+    assert torch.equal(network.stem.conv.weight, load_file(own)["stem.conv.weight"].bfloat16().float())
+
+
+def test_a_stem_that_is_code_is_found_in_its_own_file(tmp_path):
+    pytest.importorskip("timm")
+    name = "timm/vit_tiny_patch16_224"
+    first = unsettled(partition(name, Shape()))
+    save_network(extract(first, 2), tmp_path / "vit")
+    network = partition(name, Shape(), weights=tmp_path / "vit" / "weights.safetensors")
+    x = torch.randn(1, *COLOUR)
+    with torch.no_grad():
+        assert torch.equal(trunk(network, 2)(x), trunk(first, 2)(x))
+
+
+# what does not fit -------------------------------------------------------------------------------------------------
+
+
+def changed(own: Path, tmp_path: Path, change) -> Path:
+    tensors = load_file(own)
+    change(tensors)
+    save_file(tensors, tmp_path / "changed.safetensors")
+    return tmp_path / "changed.safetensors"
+
+
+def test_weights_of_another_architecture_are_refused_at_the_first_path_that_differs(tmp_path, own):
+    theirs = written(resnet34(), tmp_path / "resnet34.safetensors")
+    with pytest.raises(UsageError) as error:
+        partition("resnet18", Shape(), weights=theirs)
+    assert str(error.value).startswith(
+        f"{theirs} does not fit 'resnet18' at 'layer1.2.bn1.bias': it has 64, the network nothing"
+    )
+    with pytest.raises(UsageError, match=r"at 'layer1\.2\.conv1\.weight': it has nothing, the network 64x64x3x3"):
+        partition("resnet34", Shape(), weights=written(resnet18(), tmp_path / "resnet18.safetensors"))
+    with pytest.raises(
+        UsageError, match=r"at 'stem\.conv\.weight': it has 16x3x3x3, the network 8x3x3x3; give weights of"
+    ):
+        partition("cifar_resnet20", Shape(), width=0.5, weights=own)
+    with pytest.raises(UsageError, match=r"at 'stem\.conv1\.weight': it has nothing, the network 64x3x7x7"):
+        partition("resnet18", Shape(), weights=own)
+    gray = Shape(GRAY)
+    save_network(extract(partition("cifar_resnet20", gray), 1), tmp_path / "gray")
+    with pytest.raises(UsageError, match="it has 16x1x3x3, the network 16x3x3x3"):
+        partition("cifar_resnet20", Shape(), weights=tmp_path / "gray" / "weights.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t: t.pop("blocks.1.bn1.bias"), r"at 'blocks\.1\.bn1\.bias': it has nothing, the network 16"),
+        (lambda t: t.update({"blocks.3.extra": torch.zeros(2)}), r"at 'blocks\.3\.extra': it has 2, the network nothing"),
+        (lambda t: t.update({"blocks.9.bn1.bias": torch.zeros(64)}), r"at 'blocks\.4\.conv1\.weight': it has nothing"),
+        (lambda t: t["blocks.0.conv1.weight"].view(-1)[3:4].fill_(torch.nan), r"infinite or NaN numbers in 'blocks\.0\.conv1"),
+        (lambda t: t.update({"stem.norm.bias": torch.zeros(16, dtype=torch.int8)}), "'stem.norm.bias' as torch.int8; allowed"),
+    ],
+)  # fmt: skip
+def test_damaged_weights_are_refused_by_name(own, tmp_path, change, message):
+    with pytest.raises(OdnError, match=message):
+        partition("cifar_resnet20", Shape(), weights=changed(own, tmp_path, change))
+
+
+def test_files_that_are_none_are_refused_in_one_line(own, tmp_path):
+    with pytest.raises(
+        UsageError, match=r"there is no file of weights at .*none.safetensors; give a .safetensors file"
+    ):
+        partition("cifar_resnet20", Shape(), weights=tmp_path / "none.safetensors")
+    with pytest.raises(UsageError, match=rf"give {own}$"):
+        partition("cifar_resnet20", Shape(), weights=own.parent)
+    for content in (b"", b"\x80\x02}q\x00.", own.read_bytes()[:-100], own.read_bytes()[:40]):
+        broken = tmp_path / "broken.safetensors"
+        broken.write_bytes(content)
+        with pytest.raises(
+            OdnError, match=r"broken.safetensors is no sound safetensors file \(.*copy it again"
+        ) as error:
+            partition("cifar_resnet20", Shape(), weights=broken)
+        assert "\n" not in str(error.value)
+
+
+def test_weights_are_for_backbones_with_a_name_and_one_source(own):
+    with pytest.raises(UsageError, match="width, vocabulary and weights are for backbones with a name"):
+        partition(resnet18(), Shape(), blocks=["layer#.#"], weights=own)
+    with pytest.raises(UsageError, match="weights and pretrained exclude each other; give one of them"):
+        partition("resnet18", Shape(), weights=own, pretrained=True)
+
+
+# what libraries publish --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["cifar_resnet20", "resnet18_small", "bert_tiny"])
+def test_a_family_without_published_weights_is_refused(name):
+    shape = Shape((12,)) if name == "bert_tiny" else Shape()
+    if name == "bert_tiny":
+        pytest.importorskip("transformers")
+    with pytest.raises(
+        UsageError, match=f"no pretrained weights exist for '{name}' of .*; choose a backbone of torchvision"
+    ):
+        partition(name, shape, pretrained=True)
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """torch.hub's cache in a folder of the test, and no network."""
+    monkeypatch.setattr("torch.hub.get_dir", lambda: str(tmp_path / "hub"))
+
+    def offline(*_arguments, **_options):
+        raise urllib.error.URLError("[Errno -2] Name or service not known")
+
+    monkeypatch.setattr("torch.hub.urlopen", offline)
+    (tmp_path / "hub" / "checkpoints").mkdir(parents=True)
+    return tmp_path / "hub" / "checkpoints"
+
+
+def test_torchvisions_weights_are_taken_from_its_cache(hub):
+    whole = unsettled(resnet18())
+    torch.save(whole.state_dict(), hub / "resnet18-f37072fd.pth")
+    network = partition("resnet18", Shape(), pretrained=True)
+    assert (network.origin.blocks, network.origin.source) == (8, "torchvision's resnet18")
+    assert torch.equal(network.blocks[7].conv2.weight, whole.layer4[1].conv2.weight)
+
+
+def test_without_a_network_one_line_says_what_to_do(hub):
+    with pytest.raises(OdnError) as error:
+        partition("resnet18", Shape(), pretrained=True)
+    assert str(error.value) == (
+        "torchvision cannot bring the weights of 'resnet18' along (<urlopen error [Errno -2] Name or service not "
+        "known>); connect to the network, put them into its cache, or give them with --weights FILE.safetensors"
+    )
+
+
+def test_a_cached_file_that_would_run_code_is_refused(hub):
+    torch.save({"conv1.weight": Path("/")}, hub / "resnet18-f37072fd.pth")
+    with pytest.raises(OdnError, match="cannot bring the weights of 'resnet18' along .*[Ww]eights"):
+        partition("resnet18", Shape(), pretrained=True)
+
+
+@pytest.mark.parametrize(("name", "shape"), [("mobilenetv3_small_050", GRAY), ("vit_tiny_patch16_224", COLOUR)])
+def test_timms_weights_are_loaded_whole(tmp_path, monkeypatch, name, shape):
+    timm = pytest.importorskip("timm")
+    whole = unsettled(timm.create_model(name))
+    monkeypatch.setattr("timm.models._builder.load_state_dict_from_hf", lambda *_a, **_o: dict(whole.state_dict()))
+    network = partition(f"timm/{name}", Shape(shape), pretrained=True)
+    assert network.origin.source == f"timm's timm/{name}"
+    theirs = [float(p.detach().double().sum()) for p in whole.parameters()]
+    assert all(float(p.detach().double().sum()) in theirs for p in network.blocks[-1].parameters())
+    monkeypatch.setattr(
+        "timm.models._builder.load_state_dict_from_hf",
+        lambda *_a, **_o: {n: t for n, t in whole.state_dict().items() if not n.startswith("blocks.3.")},
+    )
+    with pytest.raises(OdnError, match="timm cannot bring the weights of .* along .*Missing key"):
+        partition(f"timm/{name}", Shape(shape), pretrained=True)
+
+
+def test_timm_says_when_it_has_none():
+    timm = pytest.importorskip("timm")
+    name = "timm/" + next(n for n in timm.list_models("resnet*") if not timm.is_model_pretrained(n))
+    with pytest.raises(UsageError, match=f"timm has no weights for '{name}'; choose another backbone, or give a file"):
+        partition(name, Shape(), pretrained=True)
+
+
+def test_a_directory_of_transformers_gives_its_weights(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    config = transformers.BertConfig(
+        vocab_size=50, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32,
+        max_position_embeddings=16, pad_token_id=0,
+    )  # fmt: skip
+    whole = unsettled(transformers.BertForMaskedLM(config))  # with another head: transformers knows its own files
+    whole.save_pretrained(tmp_path)
+    network = partition(str(tmp_path), Shape((12,)), pretrained=True)
+    assert network.origin.blocks == 2
+    theirs = whole.bert.encoder.layer[1].output.dense.weight
+    assert torch.equal(network.blocks[1].layer.output.dense.weight, theirs)
+    (tmp_path / "model.safetensors").unlink()
+    with pytest.raises(UsageError, match="has no model.safetensors; save the encoder there with save_pretrained"):
+        partition(str(tmp_path), Shape((12,)), pretrained=True)
+
+
+# training ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("rate", "expected"), [(0.1, {0.1, 1.0}), (1.0, {1.0})])
+def test_trained_weights_learn_at_a_lower_rate_than_fresh_ones(tmp_path, rate, expected):
+    data = tiny_data()
+    save_network(extract(partition("cifar_resnet20", data.spec, width=0.25), 2), tmp_path / "own")
+    network = partition("cifar_resnet20", data.spec, width=0.25, weights=tmp_path / "own" / "weights.safetensors")
+    training = TrainConfig(batch_size=16, learning_rate=1.0, pretrained_rate=rate, precision="fp32")
+    stage = Stage(network.prefix(3), training, data.train)
+    rates = {id(p): group["initial_lr"] for group in stage.optimizer.param_groups for p in group["params"]}
+    slow = [*stage.prefix.stem.parameters(), *stage.prefix.blocks[:2].parameters()]
+    fast = [*stage.prefix.blocks[2].parameters(), *stage.prefix.head.parameters()]
+    assert {rates[id(p)] for p in slow} == {rate}
+    assert {rates[id(p)] for p in fast} == {1.0}
+    assert len(rates) == len(slow) + len(fast)
+    assert set(rates.values()) == expected
+    assert stage.learning_rate(lambda _: 1.0) == 1.0
+
+
+def test_the_extracted_network_knows_what_came_trained(tmp_path):
+    network = partition(resnet18(num_classes=3), Shape(), blocks=["layer#.#"], pretrained=True)
+    assert (network.origin.blocks, extract(network, 3).pretrained) == (8, 3)
+    assert partition(resnet18(num_classes=3), Shape(), blocks=["layer#.#"]).prefix(3).pretrained == 0
