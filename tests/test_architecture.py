@@ -12,7 +12,8 @@ SOURCE = ROOT / "src" / "odn"
 # A module imports only from rows above its own; modules that share a row do not import each other.
 ROWS = [
     ["errors", "allocator", "launch", "weights"],
-    ["tables", "files", "images", "tasks", "tabular", "command"],
+    ["tasks"],
+    ["tables", "files", "images", "tabular", "command"],
     ["texts", "saved"],
     ["runtimes"],
     ["config", "predictions"],

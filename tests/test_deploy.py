@@ -69,7 +69,7 @@ def test_a_benchmark_stands_beside_what_one_would_pick_instead(odn, deployed):
 
 
 def test_a_benchmark_in_pytorch_is_a_table(odn, deployed, monkeypatch):
-    monkeypatch.setattr("odn.benchmark.RIVALS", ("mobilenet_v3_small",))
+    monkeypatch.setattr("odn.rivals.RIVALS", ("mobilenet_v3_small",))
     code, out, _ = odn("benchmark", deployed, "--runtime", "torch", "--threads", 1, "--seconds", 0.001)
     assert code == 0
     assert "mobilenet_v3_small (random weights)" in out

@@ -121,7 +121,7 @@ def test_an_oversized_image_is_a_bad_file(deployed, tmp_path, monkeypatch):
         (("--runtime", "pt2"), "unknown runtime 'pt2'; allowed: onnx, int8, torch"),
         (
             ("--jsn",),
-            "unknown option '--jsn'; allowed: --runtime --threads --masks --json --csv; a file is",
+            "unknown option '--jsn'; allowed: --text --runtime --threads --masks --json --csv",
         ),
         (("--threads", "0"), "--threads is 0; allowed: 1 to 1024"),
         (("--json", "--csv"), "--json and --csv exclude each other"),
