@@ -119,7 +119,10 @@ def test_an_oversized_image_is_a_bad_file(deployed, tmp_path, monkeypatch):
     [
         (("--runtime", "onx"), "unknown runtime 'onx'; allowed: onnx, int8, torch. Did you mean 'onnx'"),
         (("--runtime", "pt2"), "unknown runtime 'pt2'; allowed: onnx, int8, torch"),
-        (("--jsn",), "unknown option '--jsn'; allowed: --runtime --threads --json --csv; a file is ./--jsn. Did you"),
+        (
+            ("--jsn",),
+            "unknown option '--jsn'; allowed: --text --runtime --threads --json --csv; a file is ./--jsn. Did you",
+        ),
         (("--threads", "0"), "--threads is 0; allowed: 1 to 1024"),
         (("--json", "--csv"), "--json and --csv exclude each other"),
     ],
