@@ -180,7 +180,7 @@ def test_calibration_is_on_training_images_and_few_are_warned_of(network, tmp_pa
 def test_nothing_to_compare_on_is_a_usage_error(network, tmp_path):
     with pytest.raises(UsageError, match="compared on validation data; give valid="):
         export(network, tmp_path / "a", DATA.spec, config=ExportConfig(to=("onnx",)))
-    with pytest.raises(UsageError, match="training images to calibrate on; give train="):
+    with pytest.raises(UsageError, match="training data to calibrate on; give train="):
         export(network, tmp_path / "a", DATA.spec, config=ExportConfig(to=("onnx",)), valid=DATA.valid)
     assert list(tmp_path.iterdir()) == []
 
