@@ -88,8 +88,8 @@ def test_a_file_runs_without_torch_in_a_process_of_its_own(deployed, network, tm
     images = stripes(70, seed=5)[0][:, None]
     np.save(tmp_path / "images.npy", images)
     job = Job(
-        directory=str(deployed), runtime="onnx", images=str(tmp_path / "images.npy"),
-        seconds=0.001, batches=(1, 64), input_shape=(1, 8, 8),
+        directory=str(deployed), runtime="onnx", inputs=str(tmp_path / "images.npy"),
+        seconds=0.001, batches=(1, 64), preprocessing=DATA.spec.preprocessing,
     )  # fmt: skip
     outcome = run_apart(job)
     assert "torch" not in outcome.modules
@@ -180,7 +180,7 @@ def test_calibration_is_on_training_images_and_few_are_warned_of(network, tmp_pa
 def test_nothing_to_compare_on_is_a_usage_error(network, tmp_path):
     with pytest.raises(UsageError, match="compared on validation data; give valid="):
         export(network, tmp_path / "a", DATA.spec, config=ExportConfig(to=("onnx",)))
-    with pytest.raises(UsageError, match="training images to calibrate on; give train="):
+    with pytest.raises(UsageError, match="training data to calibrate on; give train="):
         export(network, tmp_path / "a", DATA.spec, config=ExportConfig(to=("onnx",)), valid=DATA.valid)
     assert list(tmp_path.iterdir()) == []
 

@@ -19,7 +19,7 @@ from odn.data import load_data, plain_batches, training_batches
 from odn.data.augment import drop_tokens
 from odn.errors import OdnError, UsageError
 from odn.optimizers import settled
-from odn.texts import FEWEST, MASK, PADDING, Tokenizer, fitting_length, train_tokenizer
+from odn.texts import FEWEST, MASK, PADDING, Tokenizer, fitting_length, fitting_vocabulary, train_tokenizer
 
 pytest.importorskip("tokenizers", reason="needs the extra text: pip install 'optimally-deep[text]'")
 WORDS = {"fruit": ("apple", "pear", "plum"), "tool": ("hammer", "saw", "drill"), "sea": ("wave", "tide", "reef")}
@@ -100,6 +100,11 @@ def test_the_tokenizer_knows_only_the_training_split(texts, tmp_path):
 )
 def test_texts_get_what_99_of_100_need(lengths, positions, tokens):
     assert fitting_length(lengths, positions) == tokens
+
+
+@pytest.mark.parametrize(("words", "vocabulary"), [(1, 512), (24 * 2048, 2048), (24 * 4096 - 1, 2048), (10**6, 8192)])
+def test_the_vocabulary_grows_with_the_training_texts(words, vocabulary):
+    assert fitting_vocabulary(["word " * words]) == vocabulary
 
 
 @pytest.mark.parametrize(

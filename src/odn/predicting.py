@@ -106,7 +106,7 @@ def predict_texts(
     Args:
         directory: the artifact.
         texts: they are read as they come.
-        runtime: ``onnx``, ``pt2`` or ``torch``; None takes the first that the artifact has a file for.
+        runtime: ``onnx`` or ``torch``; None takes the first that the artifact has a file for.
         threads: to compute with; None takes one per processor.
 
     Returns:

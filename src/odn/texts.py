@@ -191,6 +191,19 @@ def pack(ragged: Iterable[npt.NDArray[np.int32]], count: int, tokens: int) -> np
     return ids
 
 
+def fitting_vocabulary(texts: Iterable[str]) -> int:
+    """Choose how many tokens the texts of a dataset are made of: seldom tokens are learnt by heart, not understood.
+
+    Args:
+        texts: of the training split.
+
+    Returns:
+        One for every 24 words, rounded down to a power of two between 512 and 8,192.
+    """
+    words = sum(len(text.split()) for text in texts)
+    return min(max(1 << (max(words // 24, 1).bit_length() - 1), 512), 8192)
+
+
 def fitting_length(lengths: Sequence[int], positions: int) -> int:
     """Choose how many tokens the texts of a dataset get.
 

@@ -50,7 +50,8 @@ class DataConfig:
         workers: processes that decode a streamed dataset; 0 means one per CPU core, at most 8.
         max_tokens: of a text; longer ones are cut off. 0 means what 99 of 100 training texts need, rounded up to a
             multiple of 8, at most the encoder's positions.
-        vocabulary: most tokens that the tokenizer, trained on the training texts, may have.
+        vocabulary: most tokens that the tokenizer, trained on the training texts, may have; 0 means one for every 24
+            of their words, rounded down to a power of two between 512 and 8,192.
         lowercase: whether capital letters of texts are dropped.
     """
 
@@ -64,7 +65,7 @@ class DataConfig:
     resident_bytes: int = 2 * 1024**3
     workers: int = 0
     max_tokens: int = 0
-    vocabulary: int = 8192
+    vocabulary: int = 0
     lowercase: bool = True
 
     def __post_init__(self) -> None:
@@ -82,7 +83,7 @@ class DataConfig:
             value = getattr(self, name)
             require(value >= 0, f"data.{name} is {value}; allowed: 0 or more")
         require(
-            258 <= self.vocabulary <= 1_000_000,
-            f"data.vocabulary is {self.vocabulary}; allowed: 258 (every byte, padding and mask) to 1,000,000",
+            self.vocabulary == 0 or 258 <= self.vocabulary <= 1_000_000,
+            f"data.vocabulary is {self.vocabulary}; allowed: 258 (every byte, padding and mask) to 1,000,000, or 0",
         )
         require(0 <= self.image_size <= 4096, f"data.image_size is {self.image_size}; allowed: 1 to 4096 pixels")

@@ -12,7 +12,7 @@ from odn.data.sources import Samples, Source
 from odn.data.splits import DataSpec, Split, TensorSplit
 from odn.data.targets import as_targets, target_facts
 from odn.errors import OdnError, UsageError
-from odn.texts import TextPreprocessing, Tokenizer, fitting_length, pack, train_tokenizer
+from odn.texts import TextPreprocessing, Tokenizer, fitting_length, fitting_vocabulary, pack, train_tokenizer
 
 
 def token_splits(
@@ -48,7 +48,9 @@ def token_splits(
         raise UsageError(
             f"--max-tokens is {config.max_tokens}, more than the encoder's positions; allowed: up to {positions}"
         )
-    content = train_tokenizer(train.texts, vocabulary=config.vocabulary, lowercase=config.lowercase)
+    content = train_tokenizer(
+        train.texts, vocabulary=config.vocabulary or fitting_vocabulary(train.texts), lowercase=config.lowercase
+    )
     tokenizer = Tokenizer(content)
     ragged = list(tokenizer.ragged(train.texts))
     tokens = config.max_tokens or fitting_length([len(ids) for ids in ragged], positions)
