@@ -76,6 +76,10 @@ def test_capitals_count_only_where_asked():
     assert not np.array_equal(*exact.encode(["The apple", "the apple"], 8))
 
 
+def test_accents_count(tokenizer):
+    assert not np.array_equal(*tokenizer.encode(["schon", "schön"], 8))
+
+
 def test_two_processes_train_the_same_tokenizer(texts):
     lines = [text for text, _ in sentences(300, 5)]
     code = "import sys; from odn.texts import *\n"
@@ -107,12 +111,18 @@ def test_the_vocabulary_grows_with_the_training_texts(words, vocabulary):
     assert fitting_vocabulary(["word " * words]) == vocabulary
 
 
+def swap_padding(table):
+    vocabulary = table["model"]["vocab"]
+    vocabulary["[PAD]"], vocabulary["[MASK]"] = 1, 0
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         (lambda table: "{", "tokenizer.json is damaged"),
         (lambda table: table["model"].update(type="Unigram"), "tokenizer.json is not a tokenizer that odn trained"),
         (lambda table: table["pre_tokenizer"].update(type="Split"), "is not a tokenizer that odn trained"),
+        (swap_padding, "is not a tokenizer that odn trained"),
         (lambda table: table["model"]["vocab"].update(extra=7), "is not a tokenizer that odn trained"),
         (lambda table: table["model"]["merges"].append(["never", "seen"]), "tokenizer.json is damaged"),
         (lambda table: table["model"]["merges"].append("x"), "tokenizer.json is damaged"),
