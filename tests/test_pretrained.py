@@ -1,19 +1,24 @@
-"""Trained weights to start from: files of odn and of the libraries, what does not fit, and runs that start from them."""
+"""Trained weights to start from: files of odn and of the libraries, what does not fit, runs that start from them."""
 
 import dataclasses
+import hashlib
+import json
+import tomllib
 import urllib.error
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torchvision.models import mobilenet_v2, resnet18, resnet34
 
-from conftest import tiny_data
-from odn.config import TrainConfig
+from conftest import stripes, tiny_data
+from odn.backbones import Origin
+from odn.config import FinetuneConfig, TrainConfig
 from odn.errors import OdnError, UsageError
-from odn.extraction import extract
+from odn.extraction import extract, finetune
 from odn.network import PartitionedNetwork, partition
 from odn.stage import Stage
 from odn.storage import load_network, save_network
@@ -183,12 +188,12 @@ def test_weights_of_another_architecture_are_refused_at_the_first_path_that_diff
     ("change", "message"),
     [
         (lambda t: t.pop("blocks.1.bn1.bias"), r"at 'blocks\.1\.bn1\.bias': it has nothing, the network 16"),
-        (lambda t: t.update({"blocks.3.extra": torch.zeros(2)}), r"at 'blocks\.3\.extra': it has 2, the network nothing"),
-        (lambda t: t.update({"blocks.9.bn1.bias": torch.zeros(64)}), r"at 'blocks\.4\.conv1\.weight': it has nothing"),
-        (lambda t: t["blocks.0.conv1.weight"].view(-1)[3:4].fill_(torch.nan), r"infinite or NaN numbers in 'blocks\.0\.conv1"),
-        (lambda t: t.update({"stem.norm.bias": torch.zeros(16, dtype=torch.int8)}), "'stem.norm.bias' as torch.int8; allowed"),
+        (lambda t: t.update({"blocks.3.x": torch.zeros(2)}), r"at 'blocks\.3\.x': it has 2, the network nothing"),
+        (lambda t: t.update({"blocks.9.x": torch.zeros(64)}), r"at 'blocks\.4\.conv1\.weight': it has nothing"),
+        (lambda t: t["stem.norm.bias"][3:4].fill_(torch.nan), "infinite or NaN numbers in 'stem.norm.bias'"),
+        (lambda t: t.update({"stem.norm.bias": torch.zeros(16).char()}), "'stem.norm.bias' as torch.int8; allowed"),
     ],
-)  # fmt: skip
+)
 def test_damaged_weights_are_refused_by_name(own, tmp_path, change, message):
     with pytest.raises(OdnError, match=message):
         partition("cifar_resnet20", Shape(), weights=changed(own, tmp_path, change))
@@ -312,24 +317,175 @@ def test_a_directory_of_transformers_gives_its_weights(tmp_path):
 # training ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("rate", "expected"), [(0.1, {0.1, 1.0}), (1.0, {1.0})])
-def test_trained_weights_learn_at_a_lower_rate_than_fresh_ones(tmp_path, rate, expected):
+@pytest.mark.parametrize(
+    ("settings", "fresh", "trained"),
+    [
+        ({"learning_rate": 1.0}, 1.0, 0.05),
+        ({"learning_rate": 1.0, "pretrained_rate": 0.3}, 1.0, 0.3),
+        ({}, 0.0125, 0.0125),
+        ({"optimizer": "adamw", "learning_rate": 0.1}, 0.1, 0.0005),
+    ],
+)
+def test_trained_weights_learn_at_a_lower_rate_than_fresh_ones(settings, fresh, trained):
     data = tiny_data()
-    save_network(extract(partition("cifar_resnet20", data.spec, width=0.25), 2), tmp_path / "own")
-    network = partition("cifar_resnet20", data.spec, width=0.25, weights=tmp_path / "own" / "weights.safetensors")
-    training = TrainConfig(batch_size=16, learning_rate=1.0, pretrained_rate=rate, precision="fp32")
-    stage = Stage(network.prefix(3), training, data.train)
+    network = partition("cifar_resnet20", data.spec, width=0.25)
+    network.origin = Origin(blocks=2, source="x", sha256="")
+    stage = Stage(network.prefix(3), TrainConfig(batch_size=16, precision="fp32", **settings), data.train)
     rates = {id(p): group["initial_lr"] for group in stage.optimizer.param_groups for p in group["params"]}
     slow = [*stage.prefix.stem.parameters(), *stage.prefix.blocks[:2].parameters()]
     fast = [*stage.prefix.blocks[2].parameters(), *stage.prefix.head.parameters()]
-    assert {rates[id(p)] for p in slow} == {rate}
-    assert {rates[id(p)] for p in fast} == {1.0}
+    assert {rates[id(p)] for p in slow} == {trained}
+    assert {rates[id(p)] for p in fast} == {fresh} == {stage.learning_rate(lambda _: 1.0)}
     assert len(rates) == len(slow) + len(fast)
-    assert set(rates.values()) == expected
-    assert stage.learning_rate(lambda _: 1.0) == 1.0
 
 
 def test_the_extracted_network_knows_what_came_trained(tmp_path):
     network = partition(resnet18(num_classes=3), Shape(), blocks=["layer#.#"], pretrained=True)
     assert (network.origin.blocks, extract(network, 3).pretrained) == (8, 3)
     assert partition(resnet18(num_classes=3), Shape(), blocks=["layer#.#"]).prefix(3).pretrained == 0
+
+
+# runs --------------------------------------------------------------------------------------------------------------
+
+RUN = (
+    "--target", 1.0, "--confidence", 0.999, "--backbone", "cifar_resnet20", "--width", 0.25, "--depths", "1,2",
+    "--epochs-per-depth", 2, "--finetune-epochs", 1, "--precision", "fp32",
+)  # fmt: skip
+
+
+@pytest.fixture
+def weights(tmp_path):
+    """Weights of cifar_resnet20 at depth 2 that tell stripes apart."""
+    data = tiny_data()
+    network = extract(partition("cifar_resnet20", data.spec, width=0.25), 2)
+    finetune(network, data.train, data.valid, config=FinetuneConfig(epochs=3))
+    save_network(network.cpu(), tmp_path / "trained")
+    return tmp_path / "trained" / "weights.safetensors"
+
+
+@pytest.fixture
+def recipe(tmp_path):
+    path = tmp_path / "recipe.toml"
+    path.write_text("[report]\nlatency_seconds = 0.0\n")
+    return path
+
+
+def test_a_run_starts_from_weights_and_goes_on_without_the_file(odn, npz, tmp_path, weights, recipe, monkeypatch):
+    arguments = ("run", npz, *RUN, "--weights", weights, "--config", recipe)
+    code, _, err = odn(*arguments, "--run", tmp_path / "whole")
+    assert code == 3, err
+    config = tomllib.loads((tmp_path / "whole" / "config.toml").read_text())
+    digest = hashlib.sha256(weights.read_bytes()).hexdigest()
+    assert (config["weights"], config["weights_sha256"], config["pretrained"]) == (str(weights), digest, False)
+    report = json.loads((tmp_path / "whole" / "report.json").read_text())
+    assert report["start"]["source"] == str(weights)
+    assert [probe["depth"] for probe in report["start"]["probes"]] == [1, 2]
+    assert (
+        "Validation accuracy of linear probes on frozen features, by depth: 1 "
+        in (tmp_path / "whole" / "report.html").read_text()
+    )
+    # One forward pass of the deepest network probed per image counts; nothing else of the cost is new.
+    history = [json.loads(line) for line in (tmp_path / "whole" / "history.jsonl").read_text().splitlines()]
+    macs = [row["macs"] for row in json.loads(odn("profile", "cifar_resnet20", *PROFILE)[1])]
+    epochs = sum(macs[r["depth"] - 1] * (3 * r["train_samples"] + r["evaluated_samples"]) for r in history)
+    assert report["start"]["images"] == 240
+    assert report["cost"]["train_macs"] == epochs + macs[1] * 240
+    # Interrupted after an epoch, the run needs no file but its own.
+    cut = ("expand", *arguments[1:], "--run", tmp_path / "cut")
+    monkeypatch.setattr("odn.checkpoint.Checkpoints.commit", interrupted_after(1))
+    assert odn(*cut)[0] == 1
+    monkeypatch.undo()
+    weights.unlink()
+    assert odn(*cut, "--resume")[0] == 3
+    resumed = [json.loads(line) for line in (tmp_path / "cut" / "history.jsonl").read_text().splitlines()]
+    expanded = [record for record in history if record["phase"] == "expand"]
+    assert [r | {"seconds": 0} for r in resumed] == [r | {"seconds": 0} for r in expanded]
+    kept = [tmp_path / name / "checkpoints" / "depth_002" / "weights.safetensors" for name in ("whole", "cut")]
+    assert kept[0].read_bytes() == kept[1].read_bytes()
+
+
+PROFILE = ("--width", 0.25, "--input-shape", "1x8x8", "--classes", 3, "--json")
+
+
+def interrupted_after(count: int):
+    from odn.checkpoint import Checkpoints
+
+    commit, done = Checkpoints.commit, []
+
+    def committed(self, record, stage):
+        commit(self, record, stage)
+        done.append(record)
+        if len(done) == count:
+            raise KeyboardInterrupt
+
+    return committed
+
+
+def test_a_file_that_changed_before_training_began_is_refused(
+    odn, refused, npz, tmp_path, weights, recipe, monkeypatch
+):
+    arguments = ("expand", npz, *RUN, "--weights", weights, "--config", recipe, "--run", tmp_path / "run")
+
+    def interrupted(*_arguments, **_options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("odn.expansion.probe", interrupted)
+    assert odn(*arguments)[0] == 1
+    monkeypatch.undo()
+    sound = weights.read_bytes()
+    tensors = load_file(weights)
+    tensors["stem.conv.weight"][0] += 1
+    save_file(tensors, weights)
+    text = refused(*arguments, "--resume", code=1)
+    assert f"{weights} was changed: its SHA-256 is {hashlib.sha256(weights.read_bytes()).hexdigest()[:12]}..." in text
+    assert f"{hashlib.sha256(sound).hexdigest()[:12]}... in the settings of {tmp_path / 'run'}; restore it" in text
+    # A recipe that names the checksum holds other runs to it, too.
+    recipe_of_run = tmp_path / "run" / "config.toml"
+    assert "was changed" in refused("expand", "--config", recipe_of_run, "--run", tmp_path / "other", code=1)
+    weights.write_bytes(sound)
+    assert odn(*arguments, "--resume")[0] == 3
+    start = tmp_path / "run" / "checkpoints" / "start.safetensors"
+    start.write_bytes(start.read_bytes()[:-1] + b"x")
+    (tmp_path / "run" / "history.jsonl").write_text("")
+    for state in start.parent.glob("expand*"):
+        state.unlink()
+    assert "start.safetensors was changed since it was written; start anew" in refused(*arguments, "--resume", code=1)
+    (tmp_path / "run" / "start.json").write_text('{"source": 3}')
+    assert "start.json is damaged" in refused(*arguments, "--resume", code=1)
+
+
+def test_what_cannot_be_started_from_is_refused_before_anything_is_written(refused, npz, tmp_path, weights):
+    run = ("run", npz, "--target", 0.9, "--run", tmp_path / "run")
+    both = "--weights and --pretrained (weights and pretrained of a recipe) exclude each other; give one of them"
+    assert both in refused(*run, "--weights", weights, "--pretrained", code=2)
+    wide = ("--pretrained", "--backbone", "cifar_resnet20", "--width", 2)
+    assert "width is 2 with --pretrained, whose weights are of width 1; leave one" in refused(*run, *wide, code=2)
+    assert "no pretrained weights exist for 'cifar_resnet20' of odn; choose" in refused(*run, *wide[:3], code=2)
+    missing = refused(*run, "--weights", tmp_path / "none", code=2)
+    assert f"there is no file of weights at {tmp_path / 'none'}; give a .safetensors file" in missing
+    assert "does not fit 'resnet18' at 'stem.conv1.weight'" in refused(*run, "--weights", weights, code=2)
+    (tmp_path / "r.toml").write_text('weights_sha256 = "00"')
+    lone = refused(*run, "--config", tmp_path / "r.toml", code=2)
+    assert "weights_sha256 is given without weights or pretrained" in lone
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_starts_from_what_the_library_publishes(odn, hub, tmp_path, recipe, caplog):
+    x, y = stripes(120, side=32)
+    np.savez(tmp_path / "stripes.npz", x=x, y=y)
+    arguments = (
+        "expand", tmp_path / "stripes.npz", "--pretrained", "--target", 0.5, "--backbone", "resnet18",
+        "--config", recipe, "--depths", "1,2", "--epochs-per-depth", 2, "--run", tmp_path / "run",
+    )  # fmt: skip
+    code, out, err = odn(*arguments)
+    assert (code, out) == (1, "")  # downloads are announced on stderr
+    assert "connect to the network, put them into its cache, or give them with" in err.splitlines()[-1]
+    torch.save(resnet18().state_dict(), hub / "resnet18-f37072fd.pth")
+    code, _, err = odn(*arguments)
+    assert code in (0, 3), err
+    assert (
+        "the filters of 'conv1.weight' for red, green and blue are summed: the images have one channel" in caplog.text
+    )
+    assert "linear probes by depth: 1: " in caplog.text
+    config = tomllib.loads((tmp_path / "run" / "config.toml").read_text())
+    assert (config["pretrained"], len(config["weights_sha256"])) == (True, 64)

@@ -51,12 +51,13 @@ def make_optimizer(network: Prefix, config: TrainConfig, batch_size: int) -> tor
     parts = nn.ModuleList([network.stem, *network.blocks[: network.pretrained]] if network.pretrained else [])
     trained = set(map(id, parts.parameters()))
     groups: list[dict[str, Any]] = []
-    for came_trained, factor in ((False, 1.0), (True, config.pretrained_rate)):
+    slower = config.pretrained_rate or min(rate, 0.05 if sgd else 0.0005)
+    for came_trained, own_rate in ((False, rate), (True, slower)):
         chosen = [p for p in network.parameters() if (id(p) in trained) == came_trained]
         weights, others = [p for p in chosen if p.ndim >= 2], [p for p in chosen if p.ndim < 2]
         for parameters, own_decay in ((weights, decay), (others, 0.0)):
             if parameters:
-                groups.append({"params": parameters, "weight_decay": own_decay, "initial_lr": factor * rate})
+                groups.append({"params": parameters, "weight_decay": own_decay, "initial_lr": own_rate})
     if sgd:
         return torch.optim.SGD(groups, lr=rate, momentum=0.9, nesterov=True)
     return torch.optim.AdamW(groups, lr=rate)

@@ -111,7 +111,8 @@ def first_depth(start: Start | None, depths: Sequence[int], config: ExpandConfig
     needed = 1 - config.reach_probe * error
 
     def hopeless(probe: Probe) -> bool:
-        return wilson_interval(probe.valid_correct, probe.valid_count)[1] < needed
+        favourable = wilson_interval(probe.valid_correct, probe.valid_count)[1]
+        return max(favourable, probe.valid_accuracy) < needed  # rounding can put the end of the interval inside it
 
     # Blocks that came without trained weights were not probed, and nothing is known of their depths.
     return next(depth for depth in depths if depth not in probes or not hopeless(probes[depth]))

@@ -3,9 +3,11 @@
 Names are the library's own, or ``stem.*``, ``blocks.N.*`` and ``head.*`` as odn writes them. Heads are always new.
 """
 
+import contextlib
 import hashlib
 import logging
 import re
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -128,7 +130,8 @@ def library_weights(backbone: Backbone, inputs: Inputs) -> Weights:
             "torchvision or timm that has some, e.g. resnet18, or give a file with --weights"
         )
     try:
-        tensors = dict(backbone.pretrained(inputs))
+        with contextlib.redirect_stdout(sys.stderr):  # where downloads are announced
+            tensors = dict(backbone.pretrained(inputs))
     except OdnError:
         raise
     except Exception as error:  # whatever a library or its downloads say

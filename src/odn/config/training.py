@@ -17,8 +17,8 @@ class TrainConfig:
         optimizer: ``sgd`` (Nesterov momentum 0.9), ``adamw``, or ``auto``: sgd for images, adamw for texts.
         learning_rate: peak learning rate; 0 takes the optimizer's default: for a batch of 128 images 0.1 (sgd) or
             0.002 (adamw), scaled with the batch size linearly (sgd) or by its square root (adamw).
-        pretrained_rate: factor on the learning rate of weights that came trained, above 0 to 1; heads and fresh blocks
-            take the whole.
+        pretrained_rate: peak learning rate of weights that came trained; 0 takes that of fresh ones, at most 0.05 (sgd)
+            or 0.0005 (adamw).
         weight_decay: on weights of two or more dimensions; biases and norms are never decayed. Negative
             takes the optimizer's default (5e-4 for sgd, 0.05 for adamw).
         batch_size: images per step; 0 takes a 64th of the training set, rounded down to a power of two between
@@ -38,7 +38,7 @@ class TrainConfig:
 
     optimizer: Literal["auto", "sgd", "adamw"] = "auto"
     learning_rate: float = 0.0
-    pretrained_rate: float = 0.1
+    pretrained_rate: float = 0.0
     weight_decay: float = -1.0
     batch_size: int = 0
     label_smoothing: float = 0.0
@@ -55,12 +55,9 @@ class TrainConfig:
             self.checkpoint_minutes > 0,
             f"train.checkpoint_minutes is {self.checkpoint_minutes}; allowed: above 0, e.g. 5",
         )
-        for name in ("learning_rate", "batch_size", "warmup_epochs"):
+        for name in ("learning_rate", "pretrained_rate", "batch_size", "warmup_epochs"):
             value = getattr(self, name)
             require(value >= 0, f"train.{name} is {value}; allowed: 0 or more")
-        require(
-            0 < self.pretrained_rate <= 1, f"train.pretrained_rate is {self.pretrained_rate}; allowed: above 0 to 1"
-        )
         require(self.batch_size != 1, "train.batch_size is 1; BatchNorm needs 2 or more images per step")
         require(self.ema_epochs > 0, f"train.ema_epochs is {self.ema_epochs}; allowed: above 0")
         require(
