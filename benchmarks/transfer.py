@@ -83,12 +83,12 @@ def pretrain(folder: Path, target: Path, *, images: int, epochs: int) -> Row:
     training = finetune_epochs(whole, data.train, data.valid, config=FinetuneConfig(epochs=epochs))
     for record in training:
         records.append(record)
-        print(f"pretraining: epoch {record.epoch}/{epochs}, valid {record.valid_accuracy:.4f}", flush=True)
+        print(f"pretraining: epoch {record.epoch}/{epochs}, valid {record.valid_score:.4f}", flush=True)
     save_network(whole.cpu(), target)
     macs = macs_by_depth(build_network(BACKBONE, data.spec.input_shape, 5, device="meta").prefixes(), (3, 32, 32))
     return {
         "depth": depth,
-        "valid": max(record.valid_accuracy for record in records),
+        "valid": max(record.valid_score for record in records),
         "train_macs": train_macs(records, macs),
         "epochs": str(epochs),
         "seconds": round(time.perf_counter() - began, 1),

@@ -71,7 +71,7 @@ def test_probing_fits_the_heads_and_leaves_the_rest_as_it_came():
     assert same(before, state(nn.ModuleList([network.stem, *network.blocks])))
     assert [p.depth for p in start.probes] == [1, 3, 9]
     for found in start.probes:
-        assert evaluate(network.prefix(found.depth), DATA.valid) == found.valid_correct
+        assert evaluate(network.prefix(found.depth), DATA.valid).value == found.valid_accuracy
         assert found.valid_accuracy > 0.5
     changed = {
         name.split(".")[0]
