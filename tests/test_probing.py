@@ -12,6 +12,7 @@ from torch import nn
 from conftest import tiny_data
 from odn.checkpoint import Checkpoints
 from odn.config import ExpandConfig
+from odn.data import TensorSplit
 from odn.engine import evaluate, finish
 from odn.errors import OdnError, UsageError
 from odn.expansion import _attach, expand, expand_epochs
@@ -112,6 +113,13 @@ def test_norms_of_the_new_heads_get_statistics_of_the_frozen_features():
     with torch.no_grad():
         pooled = own.blocks[1](own.blocks[0](own.stem(x))).mean((2, 3))
     torch.testing.assert_close(norm.running_mean, pooled.mean(0), rtol=1e-3, atol=1e-4)
+
+
+def test_a_target_that_is_no_accuracy_is_not_probed_for():
+    spec = dataclasses.replace(DATA.spec, metric="macro_f1")
+    train = TensorSplit(DATA.train.images, DATA.train.labels, spec)
+    assert probe(trained(), train, DATA.valid, [1, 2], config=UNREACHABLE).probes == ()
+    assert probe(trained(), DATA.train, DATA.valid, [1, 2], config=UNREACHABLE).probes
 
 
 def test_a_head_that_cannot_be_fitted_is_refused():
