@@ -445,7 +445,8 @@ def test_a_step_of_training_lowers_the_loss(name, precision):
     need(name)
     torch.manual_seed(0)
     network = build_network(name, shape_of(name), CLASSES)
-    stage = Stage(network.prefix(2), TrainConfig(optimizer="adamw", batch_size=2, precision=precision), [0] * 2)
+    training = TrainConfig(optimizer="adamw", batch_size=2, precision=precision)
+    stage = Stage(network.prefix(2), training, tiny_data(6, 3).train)
     x, labels = batch(name), torch.tensor([1, 4])
     losses = [float(stage.train_step(x, labels, lambda _: 0.2)) for _ in range(5)]
     assert losses[-1] < losses[0]

@@ -67,7 +67,7 @@ def test_the_processes_decide_the_same_and_end_with_the_same_weights(two):
 
 
 def test_evaluation_by_parts_counts_every_image_once(two):
-    assert two[0]["together"] == two[0]["alone"] == two[1]["alone"]
+    assert two[0]["together"] == two[0]["judged_alone"] == two[1]["judged_alone"]
 
 
 def test_what_the_first_process_does_alone_reaches_the_others(two):

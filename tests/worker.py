@@ -87,7 +87,7 @@ def main() -> None:
         small = network.prefix(depth)
         small.to(training_device())
         together, alone = evaluate(small, data.valid, together=True), evaluate(small, data.valid)
-        found |= {"together": dataclasses.asdict(together), "alone": dataclasses.asdict(alone)}
+        found |= {"together": dataclasses.asdict(together), "judged_alone": dataclasses.asdict(alone)}
         found |= {"digest": digest(small), "depth": depth}
     write_atomically(options.run / f"rank_{part.rank}.json", json.dumps(found))
 
