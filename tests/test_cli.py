@@ -154,7 +154,7 @@ def test_flags_go_before_the_recipe_and_the_recipe_before_the_defaults(odn, tmp_
     assert code in (0, 3), err
     config = tomllib.loads((tmp_path / "run" / "config.toml").read_text())
     assert (config["seed"], config["backbone"], config["expand"]["epochs_per_depth"]) == (5, "cifar_resnet20", 3)
-    assert config["train"]["optimizer"] == "sgd"
+    assert config["train"]["optimizer"] == "auto"
     # The written recipe runs again.
     code, _, err = odn("run", "--config", tmp_path / "run" / "config.toml", "--run", tmp_path / "again")
     assert code in (0, 3), err
