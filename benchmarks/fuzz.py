@@ -37,6 +37,7 @@ from odn.predicting import predict_files
 from odn.pruning import prune, sizes_of
 from odn.records import read_history
 from odn.stage import Stage
+from odn.starting import Probe, Start, first_depth, read_start, write_start
 from odn.storage import load_network, save_network
 
 HANG_SECONDS = 5
@@ -265,6 +266,38 @@ def attack_state(folder: Path, chance: random.Random) -> Callable[[], object]:
     return resume
 
 
+def attack_start(folder: Path, chance: random.Random) -> Callable[[], object]:
+    """Damage weights to start from, or what a run knows of those that it started from.
+
+    Args:
+        folder: a copy of the corpus.
+        chance: the source of randomness.
+
+    Returns:
+        What reads it.
+    """
+    if chance.random() < 0.5:
+        path = folder / "run" / "checkpoints" / "depth_001" / "weights.safetensors"
+        path.write_bytes(mutate_bytes(path.read_bytes(), chance))
+        data = odn.load_data(str(folder / "data.npz"))
+        return lambda: odn.partition("cifar_resnet20", data.spec, width=0.25, weights=path)
+    probes = tuple(Probe(depth=depth, valid_correct=depth, valid_count=12) for depth in (1, 2, 4))
+    write_start(Start(source="x", blocks=9, probes=probes, depth=4, images=60), folder / "run")
+    path = folder / "run" / "start.json"
+    if chance.random() < 0.6:
+        damaged_json(path, chance)
+    else:
+        path.write_bytes(mutate_bytes(path.read_bytes(), chance))
+
+    def resume() -> None:
+        start = read_start(folder / "run")
+        first_depth(start, range(1, 10), odn.ExpandConfig())
+        if start is not None:
+            start.macs(range(1, 10))
+
+    return resume
+
+
 def attack_history(folder: Path, chance: random.Random) -> Callable[[], object]:
     """Damage the history of a run, by bytes or by value.
 
@@ -401,6 +434,7 @@ ATTACKS = {
     "onnx": attack_onnx,
     "network": attack_network,
     "state": attack_state,
+    "start": attack_start,
     "history": attack_history,
     "npz": attack_archive,
     "image": attack_image,

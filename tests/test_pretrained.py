@@ -18,7 +18,7 @@ from conftest import stripes, tiny_data
 from odn.backbones import Origin
 from odn.config import FinetuneConfig, TrainConfig
 from odn.errors import OdnError, UsageError
-from odn.extraction import extract, finetune
+from odn.extraction import extract, finetune, finetune_epochs
 from odn.network import PartitionedNetwork, partition
 from odn.stage import Stage
 from odn.storage import load_network, save_network
@@ -372,8 +372,11 @@ def recipe(tmp_path):
 
 def test_a_run_starts_from_weights_and_goes_on_without_the_file(odn, npz, tmp_path, weights, recipe, monkeypatch):
     arguments = ("run", npz, *RUN, "--weights", weights, "--config", recipe)
+    tuned = []
+    monkeypatch.setattr("odn.run.finetune_epochs", lambda n, *a, **o: tuned.append(n) or finetune_epochs(n, *a, **o))
     code, _, err = odn(*arguments, "--run", tmp_path / "whole")
     assert code == 3, err
+    assert [small.pretrained for small in tuned] == [small.depth for small in tuned]  # the lower rate stays
     config = tomllib.loads((tmp_path / "whole" / "config.toml").read_text())
     digest = hashlib.sha256(weights.read_bytes()).hexdigest()
     assert (config["weights"], config["weights_sha256"], config["pretrained"]) == (str(weights), digest, False)

@@ -205,20 +205,27 @@ def test_wherever_growing_begins_the_search_ends_at_the_same_depth(blocks, right
     assert len(history) <= 2 * blocks.bit_length() + 2
 
 
+HUGE = '{"source": "x", "blocks": 1, "depth": 1, "probes": [{"depth": 1, "valid_correct": 1, "valid_count": 1%s}]}' % (
+    400 * "0"
+)
+
+
 def test_a_start_survives_its_file(tmp_path):
     assert read_start(tmp_path) is None
     start = started(0.3, 0.5)
     write_start(start, tmp_path)
     assert read_start(tmp_path) == start
-    for broken in ("{", "[]", '{"source": "x", "blocks": 2, "schema": 9}', '{"source": "x", "blocks": 0}'):
+    for broken in ("{", "[]", '{"source": "x", "blocks": 2, "schema": 9}', '{"source": "x", "blocks": 0}', HUGE):
         (tmp_path / "start.json").write_text(broken)
         with pytest.raises(OdnError, match="start.json is damaged .*; start anew with --force") as error:
             read_start(tmp_path)
         assert "\n" not in str(error.value)
-    with pytest.raises(UsageError, match="allowed: a depth from 1, and no more correct images than there are"):
+    with pytest.raises(UsageError, match="a probe has a depth from 1, and no more correct images than there are"):
         Probe(depth=1, valid_correct=3, valid_count=2)
     with pytest.raises(UsageError, match=r"probes of depths \[1, 2\]; allowed: ascending depths up to 1"):
         dataclasses.replace(start, depth=1)
+    with pytest.raises(OdnError, match="start.json says that depth 2 was probed, of 1; start anew with --force"):
+        start.macs([10])
 
 
 # expansion ---------------------------------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """What is known of a pretrained network before it is trained, and at which depth growing begins. No torch here."""
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from odn.tables import from_table, to_table
 
 START_FILE = "start.json"
 SCHEMA = 1
+_MOST = 2**53  # beyond it floats are not exact
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,8 +33,9 @@ class Probe:
     valid_count: int
 
     def __post_init__(self) -> None:
-        if not (self.depth >= 1 and 0 <= self.valid_correct <= self.valid_count and self.valid_count >= 1):
-            raise UsageError(f"{self} is no probe; allowed: a depth from 1, and no more correct images than there are")
+        counted = 0 <= self.valid_correct <= self.valid_count and 1 <= self.valid_count <= _MOST
+        if not (1 <= self.depth <= _MOST and counted):
+            raise UsageError("a probe has a depth from 1, and no more correct images than there are")
 
     @property
     def valid_accuracy(self) -> float:
@@ -70,8 +73,10 @@ class Start:
         depths = [probe.depth for probe in self.probes]
         if depths != sorted(set(depths)) or not all(depth <= self.depth for depth in depths):
             raise UsageError(f"probes of depths {depths}; allowed: ascending depths up to {self.depth}")
-        if self.blocks < 1 or self.depth < 0 or self.images < 0:
-            raise UsageError("blocks, depth or images are negative; allowed: 1 or more blocks, 0 or more of the others")
+        if not (0 <= self.depth <= self.blocks <= _MOST and self.blocks and 0 <= self.images <= _MOST):
+            raise UsageError("blocks, depth or images are impossible; allowed: 1 or more blocks, a depth up to that")
+        if not 0 <= self.seconds < math.inf:
+            raise UsageError(f"probing took {self.seconds} seconds; allowed: 0 or more")
 
     def macs(self, macs_by_depth: Sequence[int]) -> int:
         """Count the multiply-accumulates that probing took: one forward pass per image.
@@ -81,7 +86,15 @@ class Start:
 
         Returns:
             MACs in all.
+
+        Raises:
+            OdnError: when there is no such depth.
         """
+        if self.depth > len(macs_by_depth):
+            raise OdnError(
+                f"{START_FILE} says that depth {self.depth} was probed, of {len(macs_by_depth)}; start anew with "
+                "--force"
+            )
         return macs_by_depth[self.depth - 1] * self.images if self.depth else 0
 
 
