@@ -187,13 +187,14 @@ def _classes(figures: dict[str, Any]) -> str:
     if not rows:
         return ""
     measure = CLASS_MEASURES[figures["task"]]
+    things = "pixels" if figures["task"] == "segmentation" else "samples"
     worst = sorted(rows, key=lambda row: row["value"])[:_MOST_CLASSES]
     lines = "".join(
         f"<tr><td>{escape(row['name'])}</td><td>{row['count']:,}</td><td>{row['value']:.4f}</td></tr>" for row in worst
     )
     note = f"the {len(worst)} worst of {len(rows):,}, " if len(worst) < len(rows) else ""
     return (
-        f'<h2>Classes</h2><div class="scroll"><table><thead><tr><th>class</th><th>test samples</th>'
+        f'<h2>Classes</h2><div class="scroll"><table><thead><tr><th>class</th><th>test {things}</th>'
         f"<th>{escape(measure)}</th></tr></thead><tbody>{lines}</tbody></table></div>"
         f'<p class="note">Of the deployed network on the test split, {note}worst first.</p>'
     )
