@@ -101,7 +101,7 @@ def compare(data: Data, backbone: str, depth: int, steps: int) -> Row:
     """
     prefix = odn.partition(backbone, data.spec).prefix(depth)
     stage = Stage(prefix, odn.TrainConfig(), data.train)
-    plain = Plain(copy.deepcopy(stage.prefix), stage)
+    plain = Plain(copy.deepcopy(stage.network), stage)
     stage.model.train()
     plain.network.train()
     batches = training_batches(data.train, stage.batch_size, stage.device, seed=0)
@@ -117,7 +117,7 @@ def compare(data: Data, backbone: str, depth: int, steps: int) -> Row:
 
     def average() -> None:
         for _ in range(steps):
-            stage.ema.update_parameters(stage.prefix)
+            stage.ema.update_parameters(stage.network)
 
     def load() -> None:
         for _ in range(steps):

@@ -158,12 +158,12 @@ def test_a_teacher_alone_can_be_learnt_from_and_is_not_changed(trained):
     torch.manual_seed(0)
     teacher = Teacher(trained, "classification", temperature=4.0, share=1.0)
     before = state(teacher.network)
-    stage = Stage(extract(network(seed=5), 2), TRAINING, DATA.train, teacher=teacher)
+    stage = Stage(extract(network(seed=5), 2), TRAINING, DATA.train, loss=teacher)
     x = next(plain_batches(DATA.train, 48, stage.device))[0]
     opinion = teacher.network(x).argmax(1)
     for _ in range(60):  # with labels that contradict the teacher
         stage.train_step(x, (opinion + 1) % 3, constant_after_warmup(0.0))
-    assert (stage.prefix.train()(x).argmax(1) == opinion).float().mean() > 0.9
+    assert (stage.network.train()(x).argmax(1) == opinion).float().mean() > 0.9
     assert same(state(teacher.network), before)
     assert not any(p.requires_grad for p in teacher.network.parameters())
     assert all(p.requires_grad for p in trained.parameters())

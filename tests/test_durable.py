@@ -141,7 +141,7 @@ def break_steps(monkeypatch, broken) -> None:
         loss = original(self, x, labels, schedule)
         if broken(self, calls[0]):
             with torch.no_grad():
-                next(self.prefix.stem.parameters()).fill_(float("nan"))
+                next(self.network.stem.parameters()).fill_(float("nan"))
             return loss * float("inf")
         return loss
 
@@ -209,7 +209,7 @@ def test_out_of_memory_halves_what_is_computed_at_a_time_and_keeps_the_batch(mon
         halved = one_step()
     assert halved.micro_batches == 4
     assert "going on with 4 images at a time; batches stay at 16" in caplog.text
-    for expected, found in zip(whole.prefix.parameters(), halved.prefix.parameters(), strict=True):
+    for expected, found in zip(whole.network.parameters(), halved.network.parameters(), strict=True):
         torch.testing.assert_close(found, expected)
 
 
@@ -250,7 +250,7 @@ def test_of_two_processes_the_one_with_less_memory_sets_the_parts_before_gradien
     # The trial leaves nothing behind: the step is that of a single process, with gradients twice as large, because
     # this process was given the images of both.
     for before, mine, theirs in zip(
-        start.parameters(), stage.prefix.parameters(), alone.prefix.parameters(), strict=True
+        start.parameters(), stage.network.parameters(), alone.network.parameters(), strict=True
     ):
         torch.testing.assert_close(mine - before, 2 * (theirs - before))
 

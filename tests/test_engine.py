@@ -191,12 +191,12 @@ def test_precision_is_taken_as_asked_and_auto_asks_the_hardware(monkeypatch):
 def test_bf16_training_keeps_fp32_weights():
     trained = stage(precision="bf16")
     records = epochs(trained, 6)
-    assert trained.prefix.stem.weight.dtype == torch.float32
+    assert trained.network.stem.weight.dtype == torch.float32
     assert records[-1].valid_score > 0.9
 
 
 def test_gradients_are_clipped_on_request():
     trained = stage(max_gradient_norm=1e-9, weight_decay=0.0)
-    before = trained.prefix.stem.weight.detach().clone()
+    before = trained.network.stem.weight.detach().clone()
     epochs(trained, 1)
-    torch.testing.assert_close(trained.prefix.stem.weight, before, rtol=0, atol=1e-6)
+    torch.testing.assert_close(trained.network.stem.weight, before, rtol=0, atol=1e-6)

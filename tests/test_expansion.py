@@ -103,14 +103,14 @@ def test_growing_starts_from_the_judged_function_where_shapes_allow(depth, same_
         stage.train_step(x, y, lambda _: 1.0)
     x = torch.randn(4, 1, 8, 8)
     judged = stage.averaged.eval()(x)
-    stage.prefix.load_state_dict(stage.averaged.state_dict())
+    stage.network.load_state_dict(stage.averaged.state_dict())
     new = _attach(grown, depth - 1, depth, TRAINING, DATA.train, previous=stage)
-    assert new.prefix.depth == depth
-    logits = new.prefix.eval()(x)
+    assert new.network.depth == depth
+    logits = new.network.eval()(x)
     assert torch.equal(logits, judged) == same_function
     assert new.step == 0
     # The optimizer remembers the head that was copied, and nothing of one that is new.
-    momentum = [s.optimizer.state.get(s.prefix.head.linear.weight, {}).get("momentum_buffer") for s in (stage, new)]
+    momentum = [s.optimizer.state.get(s.network.head.linear.weight, {}).get("momentum_buffer") for s in (stage, new)]
     assert torch.equal(*momentum) if same_function else momentum[1] is None
 
 
@@ -123,7 +123,7 @@ def test_looking_back_starts_from_the_weights_of_the_deeper_network_that_holds_t
     starts = {}
 
     def watched(stage, *arguments, **options):
-        starts[options["phase"], stage.prefix.depth] = state(stage.prefix)
+        starts[options["phase"], stage.network.depth] = state(stage.network)
         return train_epochs(stage, *arguments, **options)
 
     monkeypatch.setattr("odn.durable.train_epochs", watched)

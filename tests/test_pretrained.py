@@ -332,8 +332,8 @@ def test_trained_weights_learn_at_a_lower_rate_than_fresh_ones(settings, fresh, 
     network.origin = Origin(blocks=2, source="x", sha256="")
     stage = Stage(network.prefix(3), TrainConfig(batch_size=16, precision="fp32", **settings), data.train)
     rates = {id(p): group["initial_lr"] for group in stage.optimizer.param_groups for p in group["params"]}
-    slow = [*stage.prefix.stem.parameters(), *stage.prefix.blocks[:2].parameters()]
-    fast = [*stage.prefix.blocks[2].parameters(), *stage.prefix.head.parameters()]
+    slow = [*stage.network.stem.parameters(), *stage.network.blocks[:2].parameters()]
+    fast = [*stage.network.blocks[2].parameters(), *stage.network.head.parameters()]
     assert {rates[id(p)] for p in slow} == {trained}
     assert {rates[id(p)] for p in fast} == {fresh} == {stage.learning_rate(lambda _: 1.0)}
     assert len(rates) == len(slow) + len(fast)

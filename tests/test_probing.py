@@ -261,7 +261,7 @@ def test_a_head_that_a_probe_fitted_is_not_replaced_by_that_of_the_depth_before(
     network = trained()
     before, here = state(network.heads[0]), state(network.heads[1])
     stage = _attach(network, 1, 2, TRAINING, DATA.train, fitted=fitted)
-    assert same(state(stage.prefix.head), here if fitted else before)
+    assert same(state(stage.network.head), here if fitted else before)
     assert not same(before, here)
 
 

@@ -1,6 +1,7 @@
 """Annealing a network that is already good, and keeping the best of its averaged weights."""
 
 import dataclasses
+import math
 from collections.abc import Generator, Sequence
 
 from odn.checkpoint import Checkpoints
@@ -36,7 +37,7 @@ def annealed_epochs(
         seed: of the run.
         checkpoints: the memory of the run; the network as it came is kept there already.
         kept: name under which the weights that are best on the validation split are kept.
-        before: validation score of the network as it came.
+        before: validation score of the network as it came; minus infinity for one that starts at random.
         done: records of this schedule from before an interruption.
         narrowed: for the records.
 
@@ -58,7 +59,7 @@ def annealed_epochs(
         checkpoints=checkpoints,
     ):
         # The look at the network as it came is part of the cost.
-        looked = record.evaluated_samples + (len(valid) if record.epoch == 1 else 0)
+        looked = record.evaluated_samples + (len(valid) if record.epoch == 1 and before > -math.inf else 0)
         record = dataclasses.replace(record, evaluated_samples=looked, narrowed=narrowed)
         # Of equals the later epoch wins: its learning rate was lower.
         if record.valid_score >= best:

@@ -4,6 +4,7 @@ import io
 from collections.abc import Sequence
 from typing import Any, Literal
 
+from odn.curve import curve_of
 from odn.records import PHASE_NAMES, EpochRecord
 from odn.stopping import score_interval
 from odn.tasks import METRIC_NAMES
@@ -23,12 +24,7 @@ def depth_chart(records: Sequence[EpochRecord], macs_by_depth: Sequence[int], ta
     Returns:
         SVG.
     """
-    best: dict[int, EpochRecord] = {}
-    for record in records:
-        if record.verb == "expand" and (
-            record.depth not in best or record.valid_score > best[record.depth].valid_score
-        ):
-            best[record.depth] = record
+    best = {record.depth: record for record in curve_of(records)}
     depths = sorted(best)
     scores = [best[d].valid_score for d in depths]
     bounds = [
@@ -75,9 +71,9 @@ def timeline(records: Sequence[EpochRecord], target: float | None) -> str:
         axis.plot([i + 1 for i in stage], [records[i].valid_score for i in stage], marker=".", color=color)
         if number:
             axis.axvline(stage[0] + 0.5, color="#cccccc", linewidth=0.8)
-        label = {"expand": f"depth {first.depth}", "lookback": f"back to {first.depth}"}.get(
-            first.phase, f"width {first.narrowed.width:g}" if first.narrowed else PHASE_NAMES[first.phase]
-        )
+        names = {"expand": f"depth {first.depth}", "lookback": f"back to {first.depth}", "oneshot": "all depths"}
+        label = f"width {first.narrowed.width:g}" if first.narrowed else PHASE_NAMES[first.phase]
+        label = names.get(first.phase, label)
         axis.annotate(
             label,
             ((stage[0] + stage[-1]) / 2 + 1, 1.01),

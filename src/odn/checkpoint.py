@@ -18,13 +18,13 @@ from odn.engine import Progress
 from odn.errors import OdnError, UsageError
 from odn.files import read_bytes, remove, write_atomically
 from odn.manifest import sha256
-from odn.network import PartitionedNetwork, Prefix
+from odn.network import Network, PartitionedNetwork
 from odn.processes import share, wait
 from odn.records import VERBS, EpochRecord, Phase, Verb, append_history, read_history, write_history
 from odn.sharding import fill
 from odn.stage import Stage
 from odn.starting import Start, read_start, write_start
-from odn.storage import load_network, save_network
+from odn.storage import load_network, load_partitioned, save_network
 from odn.tables import from_table
 from odn.weights import weights_of
 
@@ -171,7 +171,7 @@ class Checkpoints:
         """
         self.position = Position(
             phase=phase,
-            depth=stage.prefix.depth,
+            depth=stage.network.depth,
             step=stage.step,
             rate_factor=stage.rate_factor,
             records=len(self.records),
@@ -200,7 +200,7 @@ class Checkpoints:
         assert self.position is not None
         tensors = self._tensors
         try:
-            fill(stage.prefix, _group(tensors, "network"))
+            fill(stage.network, _group(tensors, "network"))
             fill(stage.averaged, _group(tensors, "averaged"))
         except (KeyError, RuntimeError) as error:
             raise OdnError(f"cannot resume {self._run} ({error}); start anew with --force") from error
@@ -208,7 +208,7 @@ class Checkpoints:
         stage.step, stage.rate_factor = self.position.step, self.position.rate_factor
         stage.ema.n_averaged.fill_(stage.step)
 
-    def keep(self, name: str, network: Prefix) -> None:
+    def keep(self, name: str, network: Network) -> None:
         """Keep a network under a name, replacing what was kept there.
 
         Args:
@@ -221,7 +221,7 @@ class Checkpoints:
         elif self._writes:
             save_network(network, self._folder / name, weights)
 
-    def take(self, name: str, network: Prefix) -> None:
+    def take(self, name: str, network: Network) -> None:
         """Load the weights of a network kept earlier.
 
         Args:
@@ -229,7 +229,11 @@ class Checkpoints:
             network: of the same shapes.
         """
         wait()  # until it is written
-        kept = self._kept[name] if self._run is None else load_network(self._folder / name).state_dict()
+        if self._run is None:
+            kept = self._kept[name]
+        else:
+            load = load_partitioned if isinstance(network, PartitionedNetwork) else load_network
+            kept = load(self._folder / name).state_dict()
         network.load_state_dict(kept)
 
 
@@ -278,7 +282,7 @@ def _digest(text: str, tensors: dict[str, Tensor]) -> str:
 
 
 def _state_of(stage: Stage) -> dict[str, Tensor]:
-    tensors = {f"network/{name}": tensor for name, tensor in weights_of(stage.prefix).items()}
+    tensors = {f"network/{name}": tensor for name, tensor in weights_of(stage.network).items()}
     tensors |= {f"averaged/{name}": tensor for name, tensor in weights_of(stage.averaged).items()}
     tensors |= {f"optimizer/{name}": tensor for name, tensor in stage.optimizer_state().items()}
     return tensors

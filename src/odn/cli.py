@@ -73,9 +73,9 @@ def expand_command(dataset: str | None = None, /, *, flags: Flags = Flags(), jso
     """
     flags = flags.restarted(dataset)
     config, path = flags.settle(dataset)
-    from odn.run import expand_run
+    from odn.training import train_run
 
-    result = expand_run(config, path, force=flags.force, resume=flags.resume, watch=_watch(config))
+    _, result = train_run(config, path, force=flags.force, resume=flags.resume, watch=_watch(config))
     outcome = {"depth": result.depth, "reached": result.reached, "valid_score": result.valid_score}
     if json:
         print_json(outcome)

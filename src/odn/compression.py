@@ -123,14 +123,20 @@ def compress_epochs(
         checkpoints.take(_kept_name(width), small)
         return small
 
-    teacher = Teacher(network, train.spec.task, temperature=config.temperature, share=config.soft_share)
+    teacher = Teacher(
+        network,
+        train.spec.task,
+        temperature=config.temperature,
+        share=config.soft_share,
+        label_smoothing=training.label_smoothing,
+    )
     teacher_macs = measure_cost(network, shape).macs
     while (width := next_width(checkpoints.records, widths, config, goal)) is not None:
         # Each step starts from the network of the step before, whose weights have learnt to be few.
         wider = kept(widths[widths.index(width) - 1]) if width != widths[0] else network
         small = prune(wider, narrowed_sizes(sizes, width, config.channel_multiple), shape)
         cost = measure_cost(small, shape)
-        stage = Stage(small, training, train, teacher=teacher)
+        stage = Stage(small, training, train, loss=teacher)
         before = evaluate(stage.averaged, valid, together=True).value
         done = at_width(checkpoints.records, width)
         if checkpoints.position is None or checkpoints.position.epoch > config.epochs:

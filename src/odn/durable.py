@@ -66,7 +66,7 @@ def durable_epochs(
                     checkpoints.save(phase, item, stage)
                 else:
                     if not stage.sharded:
-                        check_copies(stage.prefix, stage.averaged)
+                        check_copies(stage.network, stage.averaged)
                     yield item
             return
         except DivergedError as error:

@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Protocol, TypeVar, cast
 
 import torch
@@ -16,6 +17,7 @@ from torch.optim.swa_utils import update_bn
 from odn.data import WHOLE, Split, derive_seed, epoch_order, plain_batches, training_batches
 from odn.layers import to_channels_last
 from odn.metrics import Score, Tally
+from odn.network import PartitionedNetwork
 from odn.processes import agree, copy_from_first, share, total
 from odn.records import EpochRecord, Phase
 from odn.schedules import Schedule
@@ -37,16 +39,41 @@ def evaluate(network: nn.Module, split: Split, device: torch.device | None = Non
     Returns:
         Its score.
     """
+    return _evaluate(network, split, 1, device, together=together)[0]
+
+
+def evaluate_depths(
+    network: PartitionedNetwork, split: Split, device: torch.device | None = None, *, together: bool = False
+) -> list[Score]:
+    """Judge every depth of a network in one pass over a split, each as ``evaluate`` would.
+
+    Args:
+        network: its mode is restored.
+        split: the samples.
+        device: where to evaluate; None means where the network's weights are.
+        together: several processes look at a part each; all have to call this.
+
+    Returns:
+        A score per depth, from depth 1.
+    """
+    return _evaluate(network, split, network.max_depth, device, together=together)
+
+
+def _evaluate(
+    network: nn.Module, split: Split, heads: int, device: torch.device | None, *, together: bool
+) -> list[Score]:
     part = share() if together else WHOLE
     device = device or next(network.parameters()).device
     training = network.training
     network.eval()
-    tally = Tally(split.spec.task, len(split.spec.classes), len(split), device)
+    tallies = [Tally(split.spec.task, len(split.spec.classes), len(split), device) for _ in range(heads)]
     mine = torch.arange(len(split), device=device)[part.rank :: part.world].split(_EVALUATION_BATCH)
     with torch.no_grad():
         count = 0
         for x_BCHW, labels_B in plain_batches(split, _EVALUATION_BATCH, device, share=part):
-            tally.add(network(to_channels_last(x_BCHW)), labels_B, mine[count])
+            outputs = network(to_channels_last(x_BCHW))
+            for tally, logits in zip(tallies, outputs if isinstance(outputs, list) else [outputs], strict=True):
+                tally.add(logits, labels_B, mine[count])
             count += 1
         # Parts of a sharded network come from the others, who may have one batch more.
         most = math.ceil(math.ceil(len(split) / part.world) / _EVALUATION_BATCH)
@@ -55,8 +82,9 @@ def evaluate(network: nn.Module, split: Split, device: torch.device | None = Non
             network(split.spec.preprocessing.prepare(nothing))
     network.train(training)
     if together:
-        tally.sums = total(tally.sums)
-    return tally.score(split.spec.metric)
+        for tally in tallies:
+            tally.sums = total(tally.sums)
+    return [tally.score(split.spec.metric) for tally in tallies]
 
 
 def recalibrate(network: nn.Module, train: Split, count: int, *, seed: int, together: bool = False) -> int:
@@ -200,7 +228,7 @@ def _train_epoch(
     progress: Progress,
     pause: float,
 ) -> Iterator[EpochRecord | Progress]:
-    depth, epoch = stage.prefix.depth, progress.epoch
+    depth, epoch = stage.network.depth, progress.epoch
     begin = time.perf_counter()
     epoch_seed = derive_seed(seed, phase, depth, epoch)
     loss_sum = torch.tensor(progress.loss_sum, device=stage.device)
@@ -232,10 +260,12 @@ def _train_epoch(
     loss = float(total(loss_sum)) / stage.share.world / samples
     if not math.isfinite(loss):
         raise DivergedError(_where(stage, train, depth, epoch, done, epoch_seed))
-    for network in (stage.prefix, stage.averaged):
+    for network in (stage.network, stage.averaged):
         copy_from_first(network.buffers())
     recalibrated = recalibrate(stage.averaged, train, stage.config.recalibration_images, seed=seed, together=True)
-    score = evaluate(stage.averaged, valid, together=True)
+    averaged = stage.averaged
+    apart = evaluate_depths(averaged, valid, together=True) if isinstance(averaged, PartitionedNetwork) else []
+    scores = apart or [evaluate(averaged, valid, together=True)]
     record = EpochRecord(
         phase=phase,
         depth=depth,
@@ -243,10 +273,12 @@ def _train_epoch(
         cap=cap,
         learning_rate=stage.learning_rate(schedule),
         train_loss=loss,
-        valid_score=score.value,
-        valid_error=score.error,
-        valid_count=score.count,
-        metric=score.metric,
+        valid_score=fmean(score.value for score in scores),
+        valid_error=fmean(score.error for score in scores),
+        valid_count=scores[0].count,
+        metric=scores[0].metric,
+        scores=tuple(score.value for score in apart),
+        errors=tuple(score.error for score in apart),
         train_samples=samples,
         evaluated_samples=recalibrated + len(valid),
         seconds=progress.seconds + time.perf_counter() - begin,
@@ -255,8 +287,8 @@ def _train_epoch(
 
 
 def _where(stage: Stage, train: Split, depth: int, epoch: int, batches: int, epoch_seed: int) -> str:
-    weights = weights_of(stage.prefix)
-    parameters = (name for name, _ in stage.prefix.named_parameters())
+    weights = weights_of(stage.network)
+    parameters = (name for name, _ in stage.network.named_parameters())
     broken = next((name for name in parameters if not bool(torch.isfinite(weights[name]).all())), "none yet")
     order = epoch_order(train, stage.batch_size, seed=epoch_seed)
     images = order[max(batches - 1, 0) * stage.batch_size :][: stage.batch_size]

@@ -201,10 +201,10 @@ def _stage_for(
     if step.source is not None:
         checkpoints.take(kept_name(step.source), network.prefix(step.source))
         return _attach(network, step.source, step.depth, training, train, fitted=fitted)
-    if stage.prefix.depth == step.depth:
+    if stage.network.depth == step.depth:
         return stage
     stage.settle()  # training goes on from the averaged weights
-    return _attach(network, stage.prefix.depth, step.depth, training, train, previous=stage, fitted=fitted)
+    return _attach(network, stage.network.depth, step.depth, training, train, previous=stage, fitted=fitted)
 
 
 def _attach(

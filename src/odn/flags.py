@@ -24,6 +24,8 @@ class Flags:
         backbone: network to right-size; see odn backbones.
         target: validation score to reach, by default an accuracy, a fraction, e.g. 0.993; auto finds what the data
             give.
+        mode: grow depth by depth until the target is reached, or train all depths at once, for targets and devices to
+            come; see odn specialize [default: expand].
         metric: what the target is a value of [default: accuracy, for other tasks their own].
         task: what the labels of an .npz file mean [default: what they look like].
         data_dir: folder of the named datasets [default: $ODN_DATA_DIR, else data].
@@ -53,6 +55,7 @@ class Flags:
 
     backbone: str | None = None
     target: float | Literal["auto"] | None = None
+    mode: Literal["expand", "one-shot"] | None = None
     metric: Metric | None = None
     task: Task | None = None
     data_dir: Path | None = None
@@ -125,6 +128,7 @@ class Flags:
             "dataset": dataset or recipe.get("dataset", "digits"),
             "data_dir": str(self.data_dir) if self.data_dir else None,
             "backbone": self.backbone,
+            "mode": self.mode,
             "seed": self.seed,
             "width": self.width,
             "weights": str(self.weights) if self.weights else None,

@@ -187,6 +187,19 @@ def resized(layer: nn.Module, channels: int) -> tuple[nn.Module, int]:
     return fresh, channels
 
 
+def scale_gradient(x: Tensor, factor: float) -> Tensor:
+    """Weaken or strengthen what flows back through a place, and leave what flows forward as it is.
+
+    Args:
+        x: any tensor.
+        factor: on its gradient.
+
+    Returns:
+        The same numbers.
+    """
+    return x if factor == 1 else x * factor + (x * (1 - factor)).detach()
+
+
 def to_channels_last(x: Tensor) -> Tensor:
     """Lay out a batch of images so that convolutions are fast; other batches stay as they are.
 

@@ -3,8 +3,11 @@
 Shapes: B batch, K outputs; segmentation has a height and a width behind K.
 """
 
+from dataclasses import dataclass
+from typing import Protocol, final
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from odn.metrics import IGNORED
@@ -32,6 +35,31 @@ def task_loss(task: Task, outputs: Tensor, targets: Tensor, *, label_smoothing: 
     if task == "segmentation" and bool((targets == IGNORED).all()):
         return outputs.sum() * 0.0  # a mean over no pixel would be NaN
     return F.cross_entropy(outputs, targets, label_smoothing=label_smoothing, ignore_index=IGNORED)
+
+
+class Loss(Protocol):
+    """What a network is trained to make small."""
+
+    def __call__(self, model: nn.Module, x: Tensor, targets: Tensor, /) -> Tensor:
+        """Run a network on a batch of inputs, and return its mean loss."""
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class LabelLoss:
+    """Learning from the labels alone.
+
+    Attributes:
+        task: of the data.
+        label_smoothing: in [0, 1).
+    """
+
+    task: Task
+    label_smoothing: float = 0.0
+
+    def __call__(self, model: nn.Module, x: Tensor, targets: Tensor, /) -> Tensor:
+        """Run a network on a batch of inputs, and return its mean loss."""
+        return task_loss(self.task, model(x), targets, label_smoothing=self.label_smoothing)
 
 
 def soft_loss(task: Task, outputs: Tensor, wanted: Tensor, temperature: float) -> Tensor:

@@ -113,13 +113,14 @@ def macs_by_depth(
     return [measure_cost(prefix, input_shape, dtype).macs for prefix in prefixes]
 
 
-def train_macs(records: Iterable[EpochRecord], macs_by_depth: Sequence[int]) -> int:
+def train_macs(records: Iterable[EpochRecord], macs_by_depth: Sequence[int], all_depths: int = 0) -> int:
     """Count the multiply-accumulates that a training took: 3 forward passes per sample trained on, 1 per evaluated.
 
     Args:
         records: of its epochs; those of compressing bring the costs of their own network, and of its teacher, which
             passes every sample trained on forward once.
         macs_by_depth: of one forward pass of one image at depth 1, 2, and so on.
+        all_depths: of one through all heads, which epochs of all depths are counted with.
 
     Returns:
         MACs in all.
@@ -128,6 +129,7 @@ def train_macs(records: Iterable[EpochRecord], macs_by_depth: Sequence[int]) -> 
     for record in records:
         narrowed = record.narrowed
         macs = narrowed.macs if narrowed else macs_by_depth[record.depth - 1]
+        macs = all_depths if record.verb == "oneshot" else macs
         total += macs * (3 * record.train_samples + record.evaluated_samples)
         total += narrowed.teacher_macs * record.train_samples if narrowed else 0
     return total

@@ -1,130 +1,27 @@
-"""Networks that can be cut: the partitioned backbone, the prefix of one depth, and the recipe that rebuilds it.
+"""Building networks that can be cut: by name, from one of your own, or from the recipe that rebuilds one.
 
 Shapes: B batch, C channels, H height, W width, K classes.
 """
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, final
+from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from odn.backbones import Inputs, Origin, find_backbone, find_weights, take_apart, take_own_apart
 from odn.errors import OdnError, UsageError
 from odn.layers import Head, mask_head
+from odn.partitioned import Network as Network
+from odn.partitioned import PartitionedNetwork as PartitionedNetwork
+from odn.partitioned import Prefix as Prefix
 from odn.spec import HasShape as HasShape
 from odn.spec import NetworkSpec as NetworkSpec
 from odn.tasks import Task
 from odn.widths import narrow
-
-
-@final
-class Prefix(nn.Module):
-    """The network of one depth: stem, the first blocks, and that depth's head. It has no other parameters.
-
-    Args:
-        stem: from the input to the first features.
-        blocks: the blocks kept, in order.
-        head: from features to logits.
-        spec: recipe that rebuilds it, or None for networks built by hand.
-        pretrained: so many blocks, from the first, and the stem started from trained weights: they are trained at a
-            lower rate.
-    """
-
-    def __init__(
-        self,
-        stem: nn.Module,
-        blocks: Sequence[nn.Module],
-        head: nn.Module,
-        spec: NetworkSpec | None = None,
-        pretrained: int = 0,
-    ) -> None:
-        super().__init__()
-        self.stem, self.blocks, self.head = stem, nn.ModuleList(blocks), head
-        self.spec, self.pretrained = spec, pretrained
-
-    @property
-    def depth(self) -> int:
-        """Number of blocks."""
-        return len(self.blocks)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return logits of shape (B, K) for a batch, of images normalised ones of shape (B, C, H, W)."""
-        features = self.stem(x)
-        for block in self.blocks:
-            features = block(features)
-        logits: Tensor = self.head(features)
-        return logits
-
-
-@final
-class PartitionedNetwork(nn.Module):
-    """A deep network partitioned into a stem, D blocks and a head per depth.
-
-    Args:
-        stem: from the input to the first features.
-        blocks: D modules, each reading what the one before gives.
-        heads: D modules; head d-1 turns the features after d blocks into logits.
-        spec: recipe of the full depth, or None for a network built by hand, which can be trained and extracted
-            but not exported.
-        origin: of trained weights, or None where all are fresh; the heads are new either way.
-
-    Raises:
-        UsageError: when there is not one head per block.
-    """
-
-    def __init__(
-        self,
-        stem: nn.Module,
-        blocks: Sequence[nn.Module],
-        heads: Sequence[nn.Module],
-        spec: NetworkSpec | None = None,
-        origin: Origin | None = None,
-    ) -> None:
-        super().__init__()
-        if not blocks or len(blocks) != len(heads):
-            raise UsageError(f"{len(blocks)} blocks and {len(heads)} heads; allowed: one head per block, one or more")
-        self.stem, self.blocks, self.heads = stem, nn.ModuleList(blocks), nn.ModuleList(heads)
-        self.spec, self.origin = spec, origin
-
-    @property
-    def max_depth(self) -> int:
-        """Number of blocks D."""
-        return len(self.blocks)
-
-    def prefix(self, depth: int) -> Prefix:
-        """Return the network of one depth, sharing its weights with this one.
-
-        Args:
-            depth: blocks to keep, 1 to ``max_depth``.
-
-        Returns:
-            An ordinary module that holds exactly its own parameters.
-
-        Raises:
-            UsageError: when there is no such depth.
-        """
-        if not 1 <= depth <= self.max_depth:
-            raise UsageError(f"depth {depth}; allowed: 1 to {self.max_depth}")
-        spec = dataclasses.replace(self.spec, depth=depth) if self.spec else None
-        pretrained = min(depth, self.origin.blocks) if self.origin else 0
-        return Prefix(self.stem, list(self.blocks)[:depth], self.heads[depth - 1], spec, pretrained)
-
-    def prefixes(self) -> Iterator[Prefix]:
-        """Yield the networks of depth 1, 2, and so on up to the full depth."""
-        return map(self.prefix, range(1, self.max_depth + 1))
-
-    def forward(self, x: Tensor) -> list[Tensor]:
-        """Return the logits of every depth, D tensors of shape (B, K), from one pass over the blocks."""
-        features = self.stem(x)
-        logits = []
-        for block, head in zip(self.blocks, self.heads, strict=True):
-            features = block(features)
-            logits.append(head(features))
-        return logits
 
 
 def partition(

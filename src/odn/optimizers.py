@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from odn.config import TrainConfig
-from odn.network import Prefix
+from odn.network import Network
 
 
 def settled(config: TrainConfig, *, texts: bool) -> TrainConfig:
@@ -31,7 +31,7 @@ def settled(config: TrainConfig, *, texts: bool) -> TrainConfig:
     )
 
 
-def make_optimizer(network: Prefix, config: TrainConfig, batch_size: int) -> torch.optim.Optimizer:
+def make_optimizer(network: Network, config: TrainConfig, batch_size: int) -> torch.optim.Optimizer:
     """Make the optimizer of a network's weights; each group remembers its rate as ``initial_lr``.
 
     Args:

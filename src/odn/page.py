@@ -205,6 +205,7 @@ def _cost_sentence(cost: dict[str, Any]) -> str:
         return "Training was not recorded."
     ratio = cost["train_macs"] / cost["full_depth_train_macs"]
     epochs = ", ".join(f"{n} at depth {depth}" for depth, n in cost["epochs_by_depth"].items())
+    epochs = epochs or f"{cost['oneshot_epochs']} of all depths at once"
     compressing = f", {cost['compress_epochs']} of compressing" if cost["compress_epochs"] else ""
     return (
         f"Epochs: {epochs}; {cost['finetune_epochs']} of fine-tuning{compressing}. {cost['train_macs']:.3e} MACs in "

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import tomli_w
 
@@ -12,6 +13,7 @@ from odn.config import (
     ExpandConfig,
     ExportConfig,
     FinetuneConfig,
+    OneShotConfig,
     ReportConfig,
     TrainConfig,
     require,
@@ -32,6 +34,8 @@ class RunConfig:
         weights: safetensors file that the backbone starts from; empty for none.
         pretrained: start from the weights that the backbone's library publishes.
         weights_sha256: checksum of those weights, filled in by the run; given beforehand, others are refused.
+        mode: ``expand`` grows the network depth by depth until the target is reached, ``one-shot`` trains all depths at
+            once, for a target or device that comes later.
         seed: seeds the split, the initial weights, the order of samples and the augmentation.
     """
 
@@ -42,11 +46,13 @@ class RunConfig:
     weights: str = ""
     pretrained: bool = False
     weights_sha256: str = ""
+    mode: Literal["expand", "one-shot"] = "expand"
     seed: int = 0
     data: DataConfig = field(default_factory=DataConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     expand: ExpandConfig = field(default_factory=ExpandConfig)
+    oneshot: OneShotConfig = field(default_factory=OneShotConfig)
     finetune: FinetuneConfig = field(default_factory=FinetuneConfig)
     compress: CompressConfig = field(default_factory=CompressConfig)
     export: ExportConfig = field(default_factory=ExportConfig)
@@ -65,6 +71,11 @@ class RunConfig:
         require(
             not self.weights_sha256 or self.weights != "" or self.pretrained,
             "weights_sha256 is given without weights or pretrained; add one of them, or leave it out",
+        )
+        require(
+            self.mode == "expand" or not self.expand.depths,
+            "--depths (expand.depths of a recipe) is for --mode expand; one-shot trains all: leave it out, and choose "
+            "among them with odn specialize",
         )
         require(0 <= self.seed < 2**63, f"seed is {self.seed}; allowed: 0 to 2^63 - 1")
 

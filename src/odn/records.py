@@ -14,13 +14,14 @@ from odn.files import explain, write_atomically
 from odn.tables import from_table
 from odn.tasks import Metric
 
-Phase = Literal["expand", "cooldown", "lookback", "finetune", "compress"]
-Verb = Literal["expand", "finetune", "compress"]
-VERBS: tuple[Verb, ...] = ("expand", "finetune", "compress")
+Phase = Literal["expand", "cooldown", "lookback", "oneshot", "finetune", "compress"]
+Verb = Literal["expand", "oneshot", "finetune", "compress"]
+VERBS: tuple[Verb, ...] = ("expand", "oneshot", "finetune", "compress")
 PHASE_NAMES: dict[Phase, str] = {
     "expand": "grow",
     "cooldown": "cool down",
     "lookback": "look back",
+    "oneshot": "all depths",
     "finetune": "fine-tune",
     "compress": "compress",
 }
@@ -59,14 +60,16 @@ class EpochRecord:
 
     Attributes:
         phase: expansion at a constant learning rate, expansion annealing a depth that almost reached the target,
-            looking back from a depth that holds the target at a shallower one, fine-tuning, or compressing.
-        depth: number of blocks of the trained prefix, from 1.
+            looking back from a depth that holds the target at a shallower one, all depths at once, fine-tuning, or
+            compressing.
+        depth: number of blocks of the trained prefix, from 1; where all are trained, of the full depth.
         epoch: epoch within this phase and depth, from 1.
         cap: most epochs of this phase at this depth.
         learning_rate: at the end of the epoch.
         train_loss: mean loss over the epoch's samples; None when it was not finite.
-        valid_score: how the averaged weights do on the validation split, at most 1.
-        valid_error: standard error of that score.
+        valid_score: how the averaged weights do on the validation split, at most 1; where all depths are trained, the
+            mean over them.
+        valid_error: standard error of that score, or the mean of those of all depths.
         valid_count: validation samples.
         train_samples: samples trained on in this epoch.
         evaluated_samples: samples of forward passes without training (recalibration and validation).
@@ -74,6 +77,8 @@ class EpochRecord:
         metric: what the score is a value of.
         stop: why this phase of this depth ended with this epoch, None while it goes on.
         narrowed: while compressing, the network in training.
+        scores: where all depths are trained, the validation score of each, from depth 1.
+        errors: likewise their standard errors.
     """
 
     phase: Phase
@@ -91,11 +96,26 @@ class EpochRecord:
     metric: Metric = "accuracy"
     stop: str | None = None
     narrowed: Narrowed | None = None
+    scores: tuple[float, ...] = ()
+    errors: tuple[float, ...] = ()
+
+    def by_depth(self) -> "list[EpochRecord]":
+        """Take an epoch in which all depths were trained apart.
+
+        Returns:
+            A record for each depth, with its own score; the record alone where one depth was trained.
+        """
+        if not self.scores:
+            return [self]
+        return [
+            dataclasses.replace(self, depth=depth, valid_score=score, valid_error=error, scores=(), errors=())
+            for depth, (score, error) in enumerate(zip(self.scores, self.errors, strict=True), 1)
+        ]
 
     @property
     def verb(self) -> Verb:
         """The step of the line that trained: a cool-down is part of expansion."""
-        return self.phase if self.phase in ("finetune", "compress") else "expand"
+        return self.phase if self.phase in ("oneshot", "finetune", "compress") else "expand"
 
 
 def write_history(path: Path, records: Iterable[EpochRecord]) -> None:

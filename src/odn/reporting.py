@@ -12,6 +12,7 @@ from safetensors.torch import save
 
 from odn.artifact import Artifact, load
 from odn.config import ReportConfig
+from odn.curve import settle_goal
 from odn.data import Split
 from odn.engine import evaluate
 from odn.files import write_atomically
@@ -27,7 +28,7 @@ from odn.rivals import FULL, STOCK, build_rival, rivals_of
 from odn.runtime_rows import on_test_split, runtime_rows
 from odn.search import plan_depths
 from odn.starting import Start, read_start
-from odn.stopping import confirmed, meets_target, settle_target
+from odn.stopping import confirmed, meets_target
 from odn.storage import load_network, tensors_of
 from odn.tasks import METRIC_NAMES
 
@@ -130,9 +131,10 @@ def _figures(
     reached = None
     expand = settings.expand if settings else None
     if expand is not None:
-        expand = settle_target(records, plan_depths(expand, full.depth)[-1], expand)
+        expand = settle_goal(records, plan_depths(expand, full.depth)[-1], expand)
     if settings and expand is not None and on_valid is not None:
-        own = [record for record in records if _trained(record, network.depth, mine["parameters"], spec)]
+        apart = [one for record in records for one in record.by_depth()]
+        own = [record for record in apart if _trained(record, network.depth, mine["parameters"], spec)]
         # An automatic target was seen on this very split; only one that was given has to be confirmed.
         sure = not settings.expand.target_accuracy or confirmed(own, expand)
         reached = sure and meets_target(on_valid.metric, on_valid.value, on_valid.error, on_valid.count, expand)
@@ -250,6 +252,13 @@ def _macs_by_depth(artifact: Artifact) -> list[int]:
     return macs_by_depth(rebuild(spec, "meta").prefixes(), spec.input_shape, spec.input_dtype)
 
 
+def _whole_macs(artifact: Artifact) -> int:
+    """Count a forward pass through the heads of all depths."""
+    spec = artifact.network.spec
+    assert spec is not None
+    return measure_cost(rebuild(spec, "meta"), spec.input_shape, spec.input_dtype).macs
+
+
 def _start_row(start: Start, records: Sequence[EpochRecord]) -> dict[str, Any]:
     """Say what a pretrained network brought along, and how probing it went."""
     return {
@@ -273,6 +282,7 @@ def _cost(
             "reference_epochs",
             "seconds",
             "epochs_by_depth",
+            "oneshot_epochs",
             "finetune_epochs",
             "compress_epochs",
         )
@@ -282,14 +292,15 @@ def _cost(
     for record in records:
         if record.verb == "expand":
             epochs_by_depth[str(record.depth)] = epochs_by_depth.get(str(record.depth), 0) + 1
-    epoch = next((record for record in records if record.verb == "expand"), records[0])
+    epoch = next((record for record in records if record.verb in ("expand", "oneshot")), records[0])
     full_epoch_samples = 3 * epoch.train_samples + epoch.evaluated_samples
     return {
-        "train_macs": train_macs(records, macs) + (start.macs(macs) if start else 0),
+        "train_macs": train_macs(records, macs, _whole_macs(artifact)) + (start.macs(macs) if start else 0),
         "full_depth_train_macs": macs[-1] * full_epoch_samples * config.reference_epochs,
         "reference_epochs": config.reference_epochs,
         "seconds": round(sum(record.seconds for record in records) + (start.seconds if start else 0), 3),
         "epochs_by_depth": epochs_by_depth,
+        "oneshot_epochs": sum(record.verb == "oneshot" for record in records),
         "finetune_epochs": sum(record.verb == "finetune" for record in records),
         "compress_epochs": sum(record.verb == "compress" for record in records),
     }

@@ -4,15 +4,14 @@ import dataclasses
 from pathlib import Path
 
 from odn.allocator import reuse_freed_memory
-from odn.backbones import find_backbone
 from odn.checkpoint import Checkpoints
 from odn.compression import CompressResult, compress_epochs
 from odn.config import CompressConfig, ExportConfig
+from odn.curve import settle_goal
 from odn.data import Data
 from odn.engine import Watch, finish
 from odn.errors import OdnError, UsageError
-from odn.expansion import expand_epochs, kept_name
-from odn.exporting import check_runtimes, export
+from odn.exporting import export
 from odn.extraction import FinetuneResult, finetune_epochs
 from odn.network import Prefix
 from odn.processes import agree, first_only
@@ -21,24 +20,19 @@ from odn.recipe import RunConfig, read_run_config
 from odn.records import read_history
 from odn.reporting import Report, report
 from odn.rundir import (
-    check_data,
-    check_directory,
     clear_after,
-    create_directory,
     held,
     keep,
-    load_run_data,
     newest_network,
     planned_depths,
     read_data_spec,
     reload_data,
-    start_network,
     write_config,
 )
-from odn.search import ExpandResult, expand_result, next_step, plan_depths
-from odn.starting import first_depth, read_start
-from odn.stopping import settle_target
+from odn.starting import read_start
 from odn.storage import load_network, save_network
+from odn.trained import load_depth, outcome_of
+from odn.training import train_run
 
 
 def run(config: RunConfig, path: Path, *, force: bool = False, resume: bool = False, watch: Watch = finish) -> Report:
@@ -54,7 +48,7 @@ def run(config: RunConfig, path: Path, *, force: bool = False, resume: bool = Fa
     Returns:
         The report.
     """
-    data = _expand(config, path, force=force, resume=resume, watch=watch)[0]
+    data, _ = train_run(config, path, force=force, resume=resume, watch=watch)
     with held(path):
         if agree(not (path / "extracted").is_dir()):
             extract_run(path)
@@ -66,86 +60,24 @@ def run(config: RunConfig, path: Path, *, force: bool = False, resume: bool = Fa
         return report_run(path, data=data)
 
 
-def expand_run(
-    config: RunConfig, path: Path, *, force: bool = False, resume: bool = False, watch: Watch = finish
-) -> ExpandResult:
-    """Expand a network and keep the weights of every depth tried.
-
-    Args:
-        config: every setting.
-        path: the run directory.
-        force: replace a run that stands there.
-        resume: continue a run that stands there.
-        watch: runs the training generator.
-
-    Returns:
-        The chosen depth and how it was found.
-    """
-    return _expand(config, path, force=force, resume=resume, watch=watch)[1]
-
-
-def _expand(config: RunConfig, path: Path, *, force: bool, resume: bool, watch: Watch) -> tuple[Data, ExpandResult]:
-    check_directory(config, path, force=force, resume=resume)
-    # Everything that can be wrong with the request shows before the first byte is written.
-    find_backbone(config.backbone, config.width)
-    data = load_run_data(config)
-    check_runtimes(config.export, texts=data.spec.texts)
-    network = start_network(config, data.spec, path, resume=resume)
-    depths = plan_depths(config.expand, network.max_depth)
-    if config.compress.asked:
-        check_request(network.prefix(depths[0]), config.compress, data.spec.input_shape)
-    if resume:
-        check_data(path, data.spec)
-    else:
-        create_directory(config, data.spec, path, network.origin)
-    reuse_freed_memory()
-    with held(path):
-        checkpoints = Checkpoints("expand", path, resume=resume)
-        first = first_depth(checkpoints.start, depths, config.expand)
-        if next_step(checkpoints.records, depths, config.expand, first) is not None:
-            clear_after(path, None)
-            watch(
-                expand_epochs(
-                    network,
-                    data.train,
-                    data.valid,
-                    config=config.expand,
-                    training=config.train,
-                    seed=config.seed,
-                    checkpoints=checkpoints,
-                )
-            )
-    result = expand_result(checkpoints.records, depths, config.expand)
-    return data, dataclasses.replace(result, start=checkpoints.start)
-
-
 @first_only
 def extract_run(path: Path, depth: int | None = None) -> Prefix:
     """Write the network of one depth to ``RUN/extracted``.
 
     Args:
-        path: the run directory, expanded.
-        depth: blocks to keep; None takes the depth that expansion chose.
+        path: the run directory, its backbone trained.
+        depth: blocks to keep; None takes the depth that training chose.
 
     Returns:
         The extracted network.
 
     Raises:
-        OdnError: when expansion has not finished.
-        UsageError: when it did not try that depth.
+        OdnError: when training has not finished.
+        UsageError: when it left that depth out.
     """
-    config, data = read_run_config(path / "config.toml"), read_data_spec(path)
-    records = [record for record in read_history(path / "history.jsonl") if record.verb == "expand"]
     if depth is None:
-        depths = planned_depths(config, data)
-        first = first_depth(read_start(path), depths, config.expand)
-        if next_step(records, depths, config.expand, first) is not None:
-            raise OdnError(f"expansion of {path} has not finished; continue it with: odn run --run {path} --resume")
-        depth = expand_result(records, depths, config.expand).depth
-    tried = sorted({record.depth for record in records})
-    if depth not in tried:
-        raise UsageError(f"depth {depth} was not trained; allowed: {', '.join(map(str, tried)) or 'none yet'}")
-    small = load_network(path / "checkpoints" / kept_name(depth))
+        depth = outcome_of(path, read_run_config(path / "config.toml")).depth
+    small = load_depth(path, depth)
     with held(path):
         clear_after(path, None)
         save_network(small, path / "extracted")
@@ -236,7 +168,7 @@ def compress_run(
     network = load_network(newest_network(path, ("finetuned", "extracted")))
     data = data or reload_data(config, path)
     check_request(network, config.compress, data.spec.input_shape)
-    goal = settle_target(
+    goal = settle_goal(
         first_only(read_history)(path / "history.jsonl"), planned_depths(config, data.spec)[-1], config.expand
     )
     reuse_freed_memory()

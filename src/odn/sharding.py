@@ -11,10 +11,10 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from odn.network import Prefix
+from odn.network import Network
 
 
-def shard(network: Prefix, processes: int) -> None:
+def shard(network: Network, processes: int) -> None:
     """Leave of every weight only this process's part, in place.
 
     Args:

@@ -17,11 +17,10 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from odn.config import Precision, TrainConfig
 from odn.data import Split
-from odn.distillation import Teacher
 from odn.errors import OdnError, UsageError
 from odn.layers import to_channels_last
-from odn.losses import task_loss
-from odn.network import Prefix
+from odn.losses import LabelLoss, Loss
+from odn.network import Network, PartitionedNetwork, Prefix
 from odn.optimizers import make_optimizer, settled
 from odn.processes import accelerator, copy_from_first, share, total, training_device
 from odn.schedules import Schedule
@@ -75,13 +74,13 @@ class Stage:
     A new depth gets a new stage, because an optimizer or a distributed wrapper cannot grow.
 
     Args:
-        prefix: the network, holding exactly the parameters to train; it moves to the training device. Where several
+        network: holding exactly the parameters to train; it moves to the training device. Where several
             processes hold a part each (``parallel="fsdp"``) a copy is trained, and ``settle`` brings it back.
         config: optimizer, batch size, averaging.
         train: the training split, for the number of steps per epoch.
         previous: the stage whose optimizer state is carried over by the names of parameters, if any.
         new_head: the head is not that of the previous stage, and has nothing to carry over.
-        teacher: a frozen network to learn from besides the labels, if any.
+        loss: what training makes small; None learns from the labels alone.
 
     Raises:
         UsageError: when a batch has less than two images per process.
@@ -89,16 +88,15 @@ class Stage:
 
     def __init__(
         self,
-        prefix: Prefix,
+        network: Network,
         config: TrainConfig,
         train: Split,
         *,
         previous: "Stage | None" = None,
         new_head: bool = False,
-        teacher: Teacher | None = None,
+        loss: Loss | None = None,
     ) -> None:
         self.config = config = settled(config, texts=train.spec.texts)
-        self.task = train.spec.task
         self.device, self.share = training_device(), share()
         self.precision = resolve_precision(config.precision, self.device)
         self.batch_size = batch_size_for(config, len(train))
@@ -113,39 +111,37 @@ class Stage:
         self.rate_factor: float = previous.rate_factor if previous else 1.0
         self.micro_batches: int = previous.micro_batches if previous else 1
         self.sharded = config.parallel == "fsdp" and self.share.world > 1
-        self._given = prefix
+        self._given = network
         if self.sharded:
-            self.prefix = copy.deepcopy(prefix).to(self.device).to(memory_format=torch.contiguous_format)
+            self.network = copy.deepcopy(network).to(self.device).to(memory_format=torch.contiguous_format)
         else:
             # Convolutions of small images are up to twice as fast with channels last, on CPUs as on GPUs.
-            self.prefix = prefix.to(self.device).to(memory_format=torch.channels_last)
-        copy_from_first([*self.prefix.parameters(), *self.prefix.buffers()])
-        self.teacher = teacher
-        if teacher is not None:
-            teacher.network.to(self.device).to(memory_format=torch.channels_last)
-        self.ema = AveragedModel(self.prefix, multi_avg_fn=self._average)
+            self.network = network.to(self.device).to(memory_format=torch.channels_last)
+        copy_from_first([*self.network.parameters(), *self.network.buffers()])
+        self._loss = loss or LabelLoss(task=train.spec.task, label_smoothing=config.label_smoothing)
+        self.ema = AveragedModel(self.network, multi_avg_fn=self._average)
         if self.sharded:
-            for network in (self.prefix, self.averaged):
-                shard(network, self.share.world)
-        self.optimizer: torch.optim.Optimizer = make_optimizer(self.prefix, config, self.batch_size)
+            for module in (self.network, self.averaged):
+                shard(module, self.share.world)
+        self.optimizer: torch.optim.Optimizer = make_optimizer(self.network, config, self.batch_size)
         if previous is not None:
             state = previous.optimizer_state()
             self.load_optimizer_state({n: t for n, t in state.items() if not (new_head and n.startswith("head."))})
         self.model: nn.Module
         if self.sharded:
-            self.model, self._stepper = self.prefix, self.optimizer
+            self.model, self._stepper = self.network, self.optimizer
         else:
-            self.model, self._stepper = accelerator().prepare(self.prefix, self.optimizer)
+            self.model, self._stepper = accelerator().prepare(self.network, self.optimizer)
         if isinstance(self.model, DistributedDataParallel):
             # Statistics of BatchNorm are not needed before they are recomputed; once an epoch all buffers become equal.
             self.model.broadcast_buffers = False
         self._tried = self.share.world == 1
 
     @property
-    def averaged(self) -> Prefix:
+    def averaged(self) -> Network:
         """The network with averaged weights: the one that is judged, kept and deployed."""
         module = self.ema.module
-        assert isinstance(module, Prefix)
+        assert isinstance(module, Prefix | PartitionedNetwork)
         return module
 
     def learning_rate(self, schedule: Schedule) -> float:
@@ -176,7 +172,7 @@ class Stage:
             accelerator().clip_grad_norm_(self.model.parameters(), self.config.max_gradient_norm)
         self._stepper.step()
         self._stepper.zero_grad()
-        self.ema.update_parameters(self.prefix)
+        self.ema.update_parameters(self.network)
         return loss
 
     def _compute(self, x_BCHW: Tensor, labels_B: Tensor, *, alone: bool = False) -> Tensor:
@@ -193,29 +189,24 @@ class Stage:
             # Processes average their gradients once, after the last part, and every image of the step weighs the same.
             apart = alone or number < len(parts)
             with accelerator().no_sync(self.model) if apart else contextlib.nullcontext():
-                loss = self._loss(x, labels, self.share.world * len(labels) / self.images_per_step)
+                with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+                    loss = self._loss(self.model, x, labels)
+                # Weighted so that every image of the step counts the same.
+                loss = loss * (self.share.world * len(labels) / self.images_per_step)
                 accelerator().backward(loss)
             loss_sum += loss.detach()
         return loss_sum
-
-    def _loss(self, x: Tensor, labels: Tensor, share: float) -> Tensor:
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
-            logits = self.model(x)
-            loss = task_loss(self.task, logits, labels, label_smoothing=self.config.label_smoothing)
-            if self.teacher is not None:
-                loss = self.teacher.loss(x, logits, loss)
-        return loss * share
 
     def _try_alone(self, x_BCHW: Tensor, labels_B: Tensor) -> None:
         """Find out whether a batch fits before others wait for its gradients, and take the smallest parts of all."""
         self._tried = True
         if self.sharded:
             return  # not even a forward pass can be done alone
-        buffers = [buffer.clone() for buffer in self.prefix.buffers()]
+        buffers = [buffer.clone() for buffer in self.network.buffers()]
         with torch.random.fork_rng():
             self._compute(x_BCHW, labels_B, alone=True)
         self._stepper.zero_grad()
-        for buffer, before in zip(self.prefix.buffers(), buffers, strict=True):
+        for buffer, before in zip(self.network.buffers(), buffers, strict=True):
             buffer.copy_(before)
         parts = torch.zeros(self.share.world, dtype=torch.int64, device=self.device)
         parts[self.share.rank] = self.micro_batches
@@ -251,7 +242,7 @@ class Stage:
         """
         return {
             f"{name}/{key}": whole(value).detach().cpu().contiguous()
-            for name, parameter in self.prefix.named_parameters()
+            for name, parameter in self.network.named_parameters()
             for key, value in self.optimizer.state.get(parameter, {}).items()
             if isinstance(value, Tensor)
         }
@@ -262,7 +253,7 @@ class Stage:
         Args:
             state: as from ``optimizer_state``; entries for parameters that are not here are left out.
         """
-        for name, parameter in self.prefix.named_parameters():
+        for name, parameter in self.network.named_parameters():
             found = {key.removeprefix(f"{name}/"): t for key, t in state.items() if key.startswith(f"{name}/")}
             self.optimizer.state.pop(parameter, None)
             if found:

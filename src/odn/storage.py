@@ -1,7 +1,8 @@
 """A network on disk: spec.json and weights.safetensors, sizes compared before memory is taken."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import TypeVar
 
 import safetensors
 import torch
@@ -12,18 +13,21 @@ from torch import Tensor, nn
 from odn.errors import OdnError, UsageError
 from odn.files import new_directory, read_bytes, read_text, write_atomically
 from odn.manifest import SPEC_FILE, WEIGHTS_FILE
-from odn.network import NetworkSpec, Prefix, build_prefix
+from odn.network import Network, NetworkSpec, PartitionedNetwork, Prefix, build_prefix, rebuild
 from odn.weights import copied, weights_of
 
 # How weights can be stored; they are computed with in fp32.
 WEIGHT_TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def save_network(network: Prefix, directory: Path, weights: dict[str, Tensor] | None = None) -> None:
+_Built = TypeVar("_Built", Prefix, PartitionedNetwork)
+
+
+def save_network(network: Network, directory: Path, weights: dict[str, Tensor] | None = None) -> None:
     """Write a network's spec and weights.
 
     Args:
-        network: a prefix of a named backbone.
+        network: a named backbone or a prefix of one.
         directory: one that stands there is replaced.
         weights: those of the network where they are at hand, as from ``weights_of``.
     """
@@ -32,12 +36,12 @@ def save_network(network: Prefix, directory: Path, weights: dict[str, Tensor] | 
 
 
 def write_network(
-    network: Prefix, directory: Path, weights: dict[str, Tensor] | None = None, *, kind: str = "fp32"
+    network: Network, directory: Path, weights: dict[str, Tensor] | None = None, *, kind: str = "fp32"
 ) -> None:
     """Write spec and weights into a directory that is being filled.
 
     Args:
-        network: a prefix of a named backbone.
+        network: a named backbone or a prefix of one.
         directory: where to write.
         weights: those of the network where they are at hand, as from ``weights_of``.
         kind: how to store them, a name of ``WEIGHT_TYPES``.
@@ -57,7 +61,7 @@ def write_network(
 
 
 def load_network(directory: Path) -> Prefix:
-    """Rebuild a network from its spec and weights; their sizes are compared before memory is taken.
+    """Rebuild the network of one depth from its spec and weights; their sizes are compared before memory is taken.
 
     Args:
         directory: as written by ``save_network``.
@@ -68,9 +72,28 @@ def load_network(directory: Path) -> Prefix:
     Raises:
         OdnError: when a file is missing or damaged, or the weights do not fit the spec.
     """
+    return _load(directory, build_prefix)
+
+
+def load_partitioned(directory: Path) -> PartitionedNetwork:
+    """Rebuild a network with the heads of all its depths, as ``load_network`` does one depth.
+
+    Args:
+        directory: as written by ``save_network``.
+
+    Returns:
+        The network, on the CPU.
+
+    Raises:
+        OdnError: when a file is missing or damaged, or the weights do not fit the spec.
+    """
+    return _load(directory, lambda spec: rebuild(spec, "meta"))
+
+
+def _load(directory: Path, build: Callable[[NetworkSpec], _Built]) -> _Built:
     spec = NetworkSpec.from_json(read_text(directory / SPEC_FILE), str(directory / SPEC_FILE))
     try:
-        network = build_prefix(spec)
+        network = build(spec)
     except UsageError as error:
         raise OdnError(f"{directory / SPEC_FILE} asks for something impossible: {error}") from error
     path = directory / WEIGHTS_FILE
@@ -103,18 +126,18 @@ def _as_fp32(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: t.float() if t.is_floating_point() else t for name, t in tensors.items()}
 
 
-def fill(prefix: Prefix, tensors: Mapping[str, Tensor]) -> None:
-    """Give a prefix without memory its tensors.
+def fill(network: Network, tensors: Mapping[str, Tensor]) -> None:
+    """Give a network without memory its tensors.
 
     Args:
-        prefix: as built by ``build_prefix``; afterwards where the tensors are.
-        tensors: by name, as of ``tensors_of``, of the shapes that the prefix has.
+        network: as built by ``build_prefix``; afterwards where the tensors are.
+        tensors: by name, as of ``tensors_of``, of the shapes that the network has.
     """
-    stored = prefix.state_dict().keys()
-    prefix.load_state_dict({name: tensor for name, tensor in tensors.items() if name in stored}, assign=True)
+    stored = network.state_dict().keys()
+    network.load_state_dict({name: tensor for name, tensor in tensors.items() if name in stored}, assign=True)
     for name in tensors.keys() - stored:
         parent, _, child = name.rpartition(".")
-        setattr(prefix.get_submodule(parent), child, tensors[name])
+        setattr(network.get_submodule(parent), child, tensors[name])
 
 
 def tensors_of(network: nn.Module, weights: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:

@@ -4,6 +4,7 @@ from odn.config.checks import check_target as check_target
 from odn.config.checks import require as require
 from odn.config.data import AugmentConfig as AugmentConfig
 from odn.config.data import DataConfig as DataConfig
+from odn.config.oneshot import OneShotConfig as OneShotConfig
 from odn.config.products import CompressConfig as CompressConfig
 from odn.config.products import ExportConfig as ExportConfig
 from odn.config.products import ReportConfig as ReportConfig

@@ -1,0 +1,77 @@
+"""What the training of a run's backbone left behind: the depth it chose, and the weights of every depth."""
+
+from pathlib import Path
+
+from odn.curve import curve_of, curve_result
+from odn.errors import OdnError, UsageError
+from odn.expansion import kept_name
+from odn.extraction import extract
+from odn.network import Prefix
+from odn.oneshot import KEPT
+from odn.recipe import RunConfig
+from odn.records import EpochRecord, read_history
+from odn.rundir import planned_depths, read_data_spec
+from odn.search import ExpandResult, expand_result, next_step
+from odn.starting import first_depth, read_start
+from odn.storage import load_network, load_partitioned
+
+
+def outcome_of(path: Path, config: RunConfig) -> ExpandResult:
+    """Read which depth the training of a run chose.
+
+    Args:
+        path: the run directory.
+        config: its settings.
+
+    Returns:
+        The depth and how it was found.
+
+    Raises:
+        OdnError: when training has not finished.
+    """
+    records = read_history(path / "history.jsonl")
+    if config.mode == "one-shot":
+        records = [record for record in records if record.verb == "oneshot"]
+        if not records or records[-1].epoch < records[-1].cap:
+            raise OdnError(f"training of {path} has not finished; continue it with: odn run --run {path} --resume")
+        return curve_result(records, config.expand)
+    records = [record for record in records if record.verb == "expand"]
+    depths = planned_depths(config, read_data_spec(path))
+    first = first_depth(read_start(path), depths, config.expand)
+    if next_step(records, depths, config.expand, first) is not None:
+        raise OdnError(f"expansion of {path} has not finished; continue it with: odn run --run {path} --resume")
+    return expand_result(records, depths, config.expand)
+
+
+def load_depth(path: Path, depth: int) -> Prefix:
+    """Load the network of one depth as training left it.
+
+    Args:
+        path: the run directory.
+        depth: number of blocks.
+
+    Returns:
+        The network, on the CPU.
+
+    Raises:
+        UsageError: when that depth was not trained.
+    """
+    records = read_history(path / "history.jsonl")
+    tried = [record.depth for record in curve_of(records)]
+    if depth not in tried:
+        raise UsageError(f"depth {depth} was not trained; allowed: {', '.join(map(str, tried)) or 'none yet'}")
+    if together(records):
+        return extract(load_partitioned(path / "checkpoints" / KEPT), depth)
+    return load_network(path / "checkpoints" / kept_name(depth))
+
+
+def together(records: list[EpochRecord]) -> bool:
+    """Say whether all depths of a run were trained at once.
+
+    Args:
+        records: of the run.
+
+    Returns:
+        True for one-shot runs.
+    """
+    return any(record.verb == "oneshot" for record in records)
