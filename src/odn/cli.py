@@ -3,7 +3,7 @@
 import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,6 +16,7 @@ from odn.deploy import COMMANDS as AFTER_A_RUN
 from odn.errors import ElsewhereError, OdnError
 from odn.flags import Flags
 from odn.launch import launched, rank, world_size
+from odn.specialize_command import specialize_command
 from odn.survey import COMMANDS as BEFORE_A_RUN
 
 if TYPE_CHECKING:
@@ -143,7 +144,8 @@ def report_command(run: Path, /, *, json: Switch = False) -> int:
     return DONE if report.figures["reached"] else TARGET_MISSED
 
 
-for _name, _command in {**BEFORE_A_RUN, "compress": compress_command, **AFTER_A_RUN}.items():
+_OWN_COMMANDS: dict[str, Callable[..., int]] = {"compress": compress_command, "specialize": specialize_command}
+for _name, _command in {**BEFORE_A_RUN, **_OWN_COMMANDS, **AFTER_A_RUN}.items():
     app.command(_command, name=_name)
 
 

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from odn.command import DONE, FAILED, Switch, check_threads, print_json
 from odn.errors import UsageError
+from odn.flags import listed
 from odn.predict_command import predict_command
 
 
@@ -38,7 +39,7 @@ def export_command(
 
     stored = read_run_config(run / "config.toml").export
     config = ExportConfig(
-        to=stored.to if to is None else tuple(names(to)),
+        to=stored.to if to is None else tuple(listed(to)),
         max_drop=stored.max_drop if max_drop is None else max_drop,
         weights=weights or stored.weights,
     )
@@ -57,18 +58,6 @@ def export_command(
         )
     print(f"{artifact}; next: odn report {run}")
     return DONE if all(export.kept for export in manifest.exports) else FAILED
-
-
-def names(text: str) -> list[str]:
-    """Split what a flag lists.
-
-    Args:
-        text: names with commas between.
-
-    Returns:
-        The names.
-    """
-    return [name.strip() for name in text.split(",") if name.strip()]
 
 
 def serve_command(
@@ -149,7 +138,7 @@ def benchmark_command(
     from odn.benchmark import benchmark
     from odn.display import print_rows
 
-    rows = benchmark(artifact, runtimes=names(runtime), threads=threads, seconds=seconds)
+    rows = benchmark(artifact, runtimes=listed(runtime), threads=threads, seconds=seconds)
     if json:
         print_json(rows)
     else:

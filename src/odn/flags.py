@@ -123,7 +123,7 @@ class Flags:
         run = self._directory(dataset)
         if self.resume:
             recipe = _merged(to_table(read_run_config(run / "config.toml")), recipe)
-        compress, quantised = _compress(self.compress)
+        compress, quantised = compression(self.compress)
         flags = {
             "dataset": dataset or recipe.get("dataset", "digits"),
             "data_dir": str(self.data_dir) if self.data_dir else None,
@@ -150,7 +150,7 @@ class Flags:
             },
             "finetune": {"epochs": self.finetune_epochs},
             "compress": compress,
-            "export": {"to": [*([name.strip() for name in self.to.split(",")] if self.to else []), *quantised] or None},
+            "export": {"to": [*listed(self.to), *quantised] or None},
         }
         return complete(_merged(recipe, flags)), run
 
@@ -164,8 +164,30 @@ def _depths(text: str | None) -> list[int] | None:
     return [int(part) for part in parts]
 
 
-def _compress(text: str | None) -> tuple[dict[str, Any], list[str]]:
-    """Read the parts of --compress, with commas between: a bound, which replaces that of a recipe, and int8."""
+def listed(text: str | None) -> list[str]:
+    """Split what a flag lists.
+
+    Args:
+        text: names with commas between, or None.
+
+    Returns:
+        The names.
+    """
+    return [name.strip() for name in text.split(",") if name.strip()] if text else []
+
+
+def compression(text: str | None) -> tuple[dict[str, Any], list[str]]:
+    """Read the parts of --compress, with commas between.
+
+    Args:
+        text: as given, or None.
+
+    Returns:
+        A bound, which replaces that of a recipe, or nothing; and the runtimes that it adds.
+
+    Raises:
+        UsageError: when a part is not known, or there are two bounds.
+    """
     table: dict[str, Any] = {}
     quantised: list[str] = []
     for part in text.split(",") if text is not None else []:

@@ -12,11 +12,12 @@ from safetensors.torch import save
 
 from odn.artifact import Artifact, load
 from odn.config import ReportConfig
+from odn.costs import cost_of, macs_of, start_row
 from odn.curve import settle_goal
 from odn.data import Split
 from odn.engine import evaluate
 from odn.files import write_atomically
-from odn.measure import macs_by_depth, measure_cost, measure_latency, train_macs
+from odn.measure import measure_cost, measure_latency
 from odn.metrics import Score
 from odn.narrowing import compression_summary
 from odn.network import NetworkSpec, Prefix, rebuild
@@ -27,7 +28,7 @@ from odn.records import EpochRecord, read_history
 from odn.rivals import FULL, STOCK, build_rival, rivals_of
 from odn.runtime_rows import on_test_split, runtime_rows
 from odn.search import plan_depths
-from odn.starting import Start, read_start
+from odn.starting import read_start
 from odn.stopping import confirmed, meets_target
 from odn.storage import load_network, tensors_of
 from odn.tasks import METRIC_NAMES
@@ -104,7 +105,9 @@ def report(
     records = read_history(run / "history.jsonl")
     figures = _figures(artifact, run, settings, records, test, valid, config)
     write_atomically(run / "report.json", json.dumps(figures, indent=2, allow_nan=False) + "\n")
-    write_atomically(run / "report.html", render_page(figures, records, _macs_by_depth(artifact)))
+    spec = artifact.network.spec
+    assert spec is not None
+    write_atomically(run / "report.html", render_page(figures, records, macs_of(spec)))
     return Report(figures, run)
 
 
@@ -168,8 +171,8 @@ def _figures(
         ],
         "classes": _classes(manifest.labels, on_test),
         "compression": compression_summary(records, settings.compress, expand) if settings and expand else None,
-        "start": start and _start_row(start, records),
-        "cost": _cost(artifact, records, start, config),
+        "start": start and start_row(start, records),
+        "cost": cost_of(spec, records, start, config),
     }
 
 
@@ -243,64 +246,4 @@ def _row(name: str, network: Prefix, config: ReportConfig) -> dict[str, Any]:
         "latency_ms": measure_latency(network, shape, config.latency_seconds, dtype)
         if config.latency_seconds
         else None,
-    }
-
-
-def _macs_by_depth(artifact: Artifact) -> list[int]:
-    spec = artifact.network.spec
-    assert spec is not None
-    return macs_by_depth(rebuild(spec, "meta").prefixes(), spec.input_shape, spec.input_dtype)
-
-
-def _whole_macs(artifact: Artifact) -> int:
-    """Count a forward pass through the heads of all depths."""
-    spec = artifact.network.spec
-    assert spec is not None
-    return measure_cost(rebuild(spec, "meta"), spec.input_shape, spec.input_dtype).macs
-
-
-def _start_row(start: Start, records: Sequence[EpochRecord]) -> dict[str, Any]:
-    """Say what a pretrained network brought along, and how probing it went."""
-    return {
-        "source": start.source,
-        "blocks": start.blocks,
-        "probes": [{"depth": probe.depth, "valid_accuracy": probe.valid_accuracy} for probe in start.probes],
-        "first_depth": next((record.depth for record in records if record.phase == "expand"), None),
-        "images": start.images,
-        "seconds": round(start.seconds, 3),
-    }
-
-
-def _cost(
-    artifact: Artifact, records: Sequence[EpochRecord], start: Start | None, config: ReportConfig
-) -> dict[str, Any]:
-    """Count 3 forward passes' MACs per sample trained on, 1 per sample evaluated and 1 per sample probed."""
-    if not records:
-        keys = (
-            "train_macs",
-            "full_depth_train_macs",
-            "reference_epochs",
-            "seconds",
-            "epochs_by_depth",
-            "oneshot_epochs",
-            "finetune_epochs",
-            "compress_epochs",
-        )
-        return dict.fromkeys(keys)
-    macs = _macs_by_depth(artifact)
-    epochs_by_depth: dict[str, int] = {}
-    for record in records:
-        if record.verb == "expand":
-            epochs_by_depth[str(record.depth)] = epochs_by_depth.get(str(record.depth), 0) + 1
-    epoch = next((record for record in records if record.verb in ("expand", "oneshot")), records[0])
-    full_epoch_samples = 3 * epoch.train_samples + epoch.evaluated_samples
-    return {
-        "train_macs": train_macs(records, macs, _whole_macs(artifact)) + (start.macs(macs) if start else 0),
-        "full_depth_train_macs": macs[-1] * full_epoch_samples * config.reference_epochs,
-        "reference_epochs": config.reference_epochs,
-        "seconds": round(sum(record.seconds for record in records) + (start.seconds if start else 0), 3),
-        "epochs_by_depth": epochs_by_depth,
-        "oneshot_epochs": sum(record.verb == "oneshot" for record in records),
-        "finetune_epochs": sum(record.verb == "finetune" for record in records),
-        "compress_epochs": sum(record.verb == "compress" for record in records),
     }

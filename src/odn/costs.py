@@ -1,0 +1,88 @@
+"""What a run cost: multiply-accumulates, epochs and seconds, beside a training of the full depth."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from odn.config import ReportConfig
+from odn.measure import macs_by_depth, measure_cost, train_macs
+from odn.network import NetworkSpec, rebuild
+from odn.records import EpochRecord
+from odn.starting import Start
+
+
+def macs_of(spec: NetworkSpec) -> list[int]:
+    """Count the multiply-accumulates of every depth of a backbone.
+
+    Args:
+        spec: of any of them.
+
+    Returns:
+        MACs of one input by depth, from depth 1.
+    """
+    return macs_by_depth(rebuild(spec, "meta").prefixes(), spec.input_shape, spec.input_dtype)
+
+
+def start_row(start: Start, records: Sequence[EpochRecord]) -> dict[str, Any]:
+    """Say what a pretrained network brought along, and how probing it went.
+
+    Args:
+        start: what is known of it.
+        records: of the run.
+
+    Returns:
+        ``start`` of report.json.
+    """
+    return {
+        "source": start.source,
+        "blocks": start.blocks,
+        "probes": [{"depth": probe.depth, "valid_accuracy": probe.valid_accuracy} for probe in start.probes],
+        "first_depth": next((record.depth for record in records if record.phase == "expand"), None),
+        "images": start.images,
+        "seconds": round(start.seconds, 3),
+    }
+
+
+def cost_of(
+    spec: NetworkSpec, records: Sequence[EpochRecord], start: Start | None, config: ReportConfig
+) -> dict[str, Any]:
+    """Count 3 forward passes' MACs per sample trained on, 1 per sample evaluated and 1 per sample probed.
+
+    Args:
+        spec: of the network.
+        records: of the run.
+        start: what a pretrained network brought along.
+        config: to how many epochs of the full depth the cost is compared.
+
+    Returns:
+        ``cost`` of report.json.
+    """
+    if not records:
+        keys = (
+            "train_macs",
+            "full_depth_train_macs",
+            "reference_epochs",
+            "seconds",
+            "epochs_by_depth",
+            "oneshot_epochs",
+            "finetune_epochs",
+            "compress_epochs",
+        )
+        return dict.fromkeys(keys)
+    macs = macs_of(spec)
+    all_heads = measure_cost(rebuild(spec, "meta"), spec.input_shape, spec.input_dtype).macs
+    epochs_by_depth: dict[str, int] = {}
+    for record in records:
+        if record.verb == "expand":
+            epochs_by_depth[str(record.depth)] = epochs_by_depth.get(str(record.depth), 0) + 1
+    epoch = next((record for record in records if record.verb in ("expand", "oneshot")), records[0])
+    full_epoch_samples = 3 * epoch.train_samples + epoch.evaluated_samples
+    return {
+        "train_macs": train_macs(records, macs, all_heads) + (start.macs(macs) if start else 0),
+        "full_depth_train_macs": macs[-1] * full_epoch_samples * config.reference_epochs,
+        "reference_epochs": config.reference_epochs,
+        "seconds": round(sum(record.seconds for record in records) + (start.seconds if start else 0), 3),
+        "epochs_by_depth": epochs_by_depth,
+        "oneshot_epochs": sum(record.verb == "oneshot" for record in records),
+        "finetune_epochs": sum(record.verb == "finetune" for record in records),
+        "compress_epochs": sum(record.verb == "compress" for record in records),
+    }

@@ -1,0 +1,109 @@
+"""The command ``odn specialize``. No torch here before it runs."""
+
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from odn.command import DONE, Switch, print_json
+
+if TYPE_CHECKING:
+    from odn.choosing import Judged
+
+
+def specialize_command(
+    run: Path,
+    /,
+    *,
+    target: float | None = None,
+    within: float | None = None,
+    max_parameters: int = 0,
+    max_macs: int = 0,
+    max_bytes: int = 0,
+    max_latency_ms: float = 0.0,
+    device: Path | None = None,
+    finetune_epochs: int = 0,
+    compress: str | None = None,
+    to: str | None = None,
+    out: Path | None = None,
+    force: Switch = False,
+    json: Switch = False,
+) -> int:
+    """Take the network for one target and device out of a finished run; nothing is trained unless asked for.
+
+    Args:
+        run: the run directory, best of odn run --mode one-shot.
+        target: validation score to hold [default: the run's, where nothing else is asked for].
+        within: how far below the best score of all depths it may stay, e.g. 0.005.
+        max_parameters: most weights.
+        max_macs: most multiply-accumulates of one input.
+        max_bytes: most bytes of the weights on disk, in fp32.
+        max_latency_ms: most milliseconds of one input on the device.
+        device: its table of latencies, as odn profile --latency writes it.
+        finetune_epochs: epochs over which the network is annealed on its own.
+        compress: narrow it in the end, as for odn run.
+        to: further runtimes that the artifact gets files for, e.g. onnx,int8.
+        out: directory that receives everything, a run of its own [default: RUN/specialized/depth_00D].
+        force: replace what stands there.
+        json: print every depth and what became of it as JSON.
+
+    Returns:
+        The exit code.
+    """
+    from odn.choosing import Constraints
+    from odn.config import CompressConfig, ExportConfig, check_target
+    from odn.devices import read_device_table
+    from odn.display import Display, print_rows
+    from odn.flags import compression, listed
+    from odn.recipe import read_run_config
+    from odn.specialize import specialize
+
+    if target is not None:
+        check_target(target)
+    bound, quantised = compression(compress)
+    constraints = Constraints(
+        target=target or 0.0,
+        within=-1.0 if within is None else within,
+        max_parameters=max_parameters,
+        max_macs=max_macs,
+        max_bytes=max_bytes,
+        max_latency_ms=max_latency_ms,
+    )
+    result = specialize(
+        run,
+        constraints,
+        device=read_device_table(device) if device else None,
+        out=out,
+        finetune_epochs=finetune_epochs,
+        compress=CompressConfig(**bound),
+        export=ExportConfig(to=(*listed(to), *quantised)),
+        force=force,
+        watch=Display(read_run_config(run / "config.toml")).watch,
+    )
+    if json:
+        depths = [
+            dataclasses.asdict(row.candidate) | {"verdict": row.verdict, "why": row.reason} for row in result.rows
+        ]
+        outcome = {name: getattr(result, name) for name in ("depth", "valid_score", "seconds")}
+        print_json({**outcome, "directory": str(result.directory), "depths": depths})
+    else:
+        print_rows(f"{run}: depth {result.depth} chosen", [_brief(row) for row in result.rows])
+        print(
+            f"valid {result.valid_score:.4f}, {result.seconds:.1f} s; artifact: {result.directory / 'artifact'}; next: "
+            f"odn report {result.directory}"
+        )
+    return DONE
+
+
+def _brief(row: "Judged") -> dict[str, Any]:
+    candidate = row.candidate
+    latency = {} if candidate.latency_ms is None else {"ms": candidate.latency_ms}
+    return {
+        "depth": candidate.depth,
+        "valid": candidate.valid_score,
+        "parameters": candidate.parameters,
+        "MACs": candidate.macs,
+        "bytes": candidate.file_bytes,
+        **latency,
+        "verdict": row.verdict,
+        "why": row.reason,
+    }
