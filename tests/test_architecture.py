@@ -11,7 +11,7 @@ from conftest import ROOT
 SOURCE = ROOT / "src" / "odn"
 # A module imports only from rows above its own; modules that share a row do not import each other.
 ROWS = [
-    ["errors", "allocator", "launch", "weights"],
+    ["errors", "allocator", "launch", "weights", "stopwatch"],
     ["tasks"],
     ["tables", "files", "images", "tabular", "command"],
     ["texts", "saved"],
@@ -35,8 +35,8 @@ ROWS = [
     ["durable", "rundir", "rivals", "sessions"],
     ["annealing"],
     ["expansion", "oneshot", "extraction", "compression", "predicting", "runner", "plan", "judging"],
-    ["exporting", "benchmark", "service", "trained"],
-    ["runtime_rows", "serve"],
+    ["exporting", "benchmark", "service", "trained", "profiling"],
+    ["runtime_rows", "serve", "latencies"],
     ["reporting"],
     ["training"],
     ["run", "flags", "display"],

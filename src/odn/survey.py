@@ -1,11 +1,12 @@
 """The commands that come before any run: profile, plan and backbones. No torch until one is used."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
-from odn.command import DONE, Switch, print_json
+from odn.command import DONE, Switch, check_threads, print_json
 from odn.errors import UsageError
 
 
@@ -16,24 +17,52 @@ def profile_command(
     input_shape: str | None = None,
     classes: int = 10,
     width: float = 1.0,
+    latency: Switch = False,
+    runtime: Literal["torch", "onnx", "openvino"] = "onnx",
+    threads: int = 1,
+    seconds: float = 0.2,
+    out: Path | None = None,
+    parts: Path | None = None,
     json: Switch = False,
 ) -> int:
-    """Print the cost of every depth of a backbone: no data, no training.
+    """Print the cost of every depth of a backbone, no data, no training; or measure its parts on this machine.
 
     Args:
-        backbone: see odn backbones.
+        backbone: see odn backbones; or a run directory, whose backbone, input, classes and width are taken.
         input_shape: channels, height and width of an image, or the tokens of a text [default: 3x32x32, or 128].
         classes: number of labels.
         width: factor on the channels of a backbone that scales.
+        latency: time stem, blocks and heads, and write a device table for odn specialize --device.
+        runtime: in which they are timed.
+        threads: to compute with.
+        seconds: spent on timing each part.
+        out: file for the device table [default: BACKBONE-RUNTIME.json].
+        parts: instead of timing them, write the parts as ONNX files into this directory, with a script that times them
+            on a device that has onnxruntime and numpy alone.
         json: print a list of objects instead of the table.
     """
     shape = _shape(input_shape) if input_shape is not None else None
+    check_threads(threads)
+    if not 0 < seconds < 3600:
+        raise UsageError(f"--seconds is {seconds}; allowed: above 0 and below 3600")
+    if (Path(backbone) / "config.toml").is_file():
+        from odn.recipe import read_run_config
+        from odn.rundir import read_data_spec
+
+        run, data = read_run_config(Path(backbone) / "config.toml"), read_data_spec(Path(backbone))
+        backbone, shape, classes, width = run.backbone, data.input_shape, len(data.classes), run.width
     from odn.backbones import find_backbone
     from odn.display import print_rows
     from odn.measure import profile
     from odn.network import build_network
 
     shape = shape or _usual_shape(find_backbone(backbone, width).task)
+    if latency or parts:
+        from odn.latencies import time_or_write
+
+        network = build_network(backbone, shape, classes, width=width)
+        print(time_or_write(network, runtime=runtime, threads=threads, seconds=seconds, out=out, parts=parts))
+        return DONE
     network = build_network(backbone, shape, classes, width=width, device="meta")
     assert network.spec is not None
     rows = profile(network.prefixes(), shape, network.spec.input_dtype)
