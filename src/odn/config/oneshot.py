@@ -15,7 +15,9 @@ class OneShotConfig:
             120.
         depths_per_step: heads that learn from each batch: the shallowest, the deepest, and others drawn anew; 0 means
             all.
-        deep_share: of the deepest head in the loss, above 0 and at most 1; the others have equal parts of the rest.
+        deep_share: factor on the gradient that the deepest head sends back into the blocks, above 0; every head itself
+            learns at the full rate.
+        other_share: likewise of every other head of a step.
         soft_share: of the deepest head's opinion in the loss of the others, in [0, 1]; the labels have the rest.
         temperature: by which logits are divided where they are compared with the deepest head's, above 0.
     """
@@ -33,7 +35,8 @@ class OneShotConfig:
             self.depths_per_step == 0 or self.depths_per_step >= 2,
             f"oneshot.depths_per_step is {self.depths_per_step}; allowed: 0, or 2 or more",
         )
-        require(0 < self.deep_share <= 1, f"oneshot.deep_share is {self.deep_share}; allowed: above 0 and at most 1")
+        require(self.deep_share > 0, f"oneshot.deep_share is {self.deep_share}; allowed: above 0")
+        require(self.other_share >= 0, f"oneshot.other_share is {self.other_share}; allowed: 0 or more")
         require(0 <= self.soft_share <= 1, f"oneshot.soft_share is {self.soft_share}; allowed: 0 to 1")
         require(self.temperature > 0, f"oneshot.temperature is {self.temperature}; allowed: above 0")
 

@@ -1,0 +1,131 @@
+"""Choosing a depth for a target and a device."""
+
+import dataclasses
+
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from odn.choosing import Candidate, Constraints, choose
+from odn.errors import OdnError
+
+
+def candidates(*scores: float, latency: float | None = None) -> list[Candidate]:
+    return [
+        Candidate(
+            depth=depth,
+            valid_score=score,
+            parameters=100 * depth,
+            macs=1000 * depth,
+            file_bytes=400 * depth,
+            latency_ms=latency and latency * depth,
+        )
+        for depth, score in enumerate(scores, 1)
+    ]
+
+
+def chosen(rows) -> int:
+    (row,) = [row for row in rows if row.verdict == "chosen"]
+    assert row.reason == ""
+    return row.candidate.depth
+
+
+LADDER = candidates(0.8, 0.9, 0.9, 0.97, latency=0.5)
+
+
+@pytest.mark.parametrize(
+    ("asked", "depth"),
+    [
+        ({}, 4),
+        ({"target": 0.85}, 2),
+        ({"target": 0.95}, 4),
+        ({"within": 0.0}, 4),
+        ({"within": 0.1}, 2),
+        ({"max_parameters": 399}, 2),
+        ({"max_parameters": 300}, 2),
+        ({"max_macs": 1000}, 1),
+        ({"max_bytes": 1600}, 4),
+        ({"max_latency_ms": 1.2}, 2),
+        ({"target": 0.8, "max_parameters": 300}, 1),
+        ({"max_parameters": 300, "max_latency_ms": 0.6}, 1),
+    ],
+)
+def test_what_is_chosen(asked, depth):
+    assert chosen(choose(LADDER, Constraints(**asked))) == depth
+
+
+def test_every_depth_says_what_became_of_it():
+    rows = choose(LADDER, Constraints(target=0.9, max_macs=3500))
+    assert [(row.verdict, row.reason) for row in rows] == [
+        ("refused", "0.8000 is below 0.9000"),
+        ("chosen", ""),
+        ("dominated", "depth 2 is as good and costs less"),
+        ("refused", "4,000 MACs are more than 3,500"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("asked", "text"),
+    [
+        ({"target": 0.99}, "--target 0.99 binds: with the rest as it is, a validation score of 0.9700 at depth 4 is"),
+        ({"max_parameters": 99}, "--max-parameters 99 binds: with the rest as it is, 100 parameters at depth 1 is"),
+        (
+            {"target": 0.95, "max_macs": 2500},
+            "--target 0.95 binds: with the rest as it is, a validation score of 0.9000",
+        ),
+        ({"target": 0.95, "max_macs": 2500}, "or --max-macs 2500 binds: with the rest as it is, 4,000 MACs at depth 4"),
+        ({"max_latency_ms": 0.1}, "--max-latency-ms 0.1 binds: with the rest as it is, 0.5 ms at depth 1 is possible"),
+        ({"target": 0.99, "max_bytes": 5}, "--target, --max-bytes cannot be met even one at a time"),
+    ],
+)
+def test_the_impossible_says_what_binds(asked, text):
+    with pytest.raises(OdnError) as error:
+        choose(LADDER, Constraints(**asked))
+    assert text in str(error.value)
+
+
+scores = st.lists(st.integers(0, 20).map(lambda n: n / 20), min_size=1, max_size=8)
+asked = st.builds(
+    Constraints,
+    target=st.sampled_from([0.0, 0.3, 0.7, 1.0]),
+    max_parameters=st.sampled_from([0, 200, 500]),
+    max_macs=st.sampled_from([0, 1000, 4000]),
+)
+
+
+@given(scores=scores, constraints=asked)
+def test_the_choice_fits_and_nothing_better_fits(scores, constraints):
+    ladder = candidates(*scores)
+
+    def fits(candidate) -> bool:
+        return (
+            candidate.valid_score >= constraints.target
+            and candidate.parameters <= (constraints.max_parameters or candidate.parameters)
+            and candidate.macs <= (constraints.max_macs or candidate.macs)
+        )
+
+    fitting = [candidate for candidate in ladder if fits(candidate)]
+    if not fitting:
+        with pytest.raises(OdnError, match="no depth fits"):
+            choose(ladder, constraints)
+        return
+    rows = choose(ladder, constraints)
+    best = ladder[chosen(rows) - 1]
+    assert best in fitting
+    if constraints.target:
+        assert best.depth == fitting[0].depth
+    else:
+        assert best.valid_score == max(candidate.valid_score for candidate in fitting)
+    assert [row.candidate for row in rows] == ladder
+    assert all((row.verdict == "refused") == (row.candidate not in fitting) for row in rows)
+
+
+@given(scores=scores, constraints=asked)
+def test_what_is_offered_instead_is_possible(scores, constraints):
+    ladder = candidates(*scores)
+    assume(constraints.given)
+    loose = Constraints(target=constraints.target and min(constraints.target, max(scores)))
+    assert chosen(choose(ladder, loose)) <= len(ladder)
+    tight = dataclasses.replace(loose, max_parameters=1)
+    with pytest.raises(OdnError, match="100 parameters" if not loose.target else "parameters at depth"):
+        choose(ladder, tight)
