@@ -40,7 +40,7 @@ ROWS = [
     ["reporting"],
     ["training"],
     ["run", "flags", "display"],
-    ["specialize"],
+    ["specializing"],
     ["survey", "compress_command", "predict_command", "specialize_command"],
     ["deploy"],
     ["cli", "__init__"],

@@ -27,7 +27,7 @@ from odn.records import EpochRecord
 from odn.storage import load_partitioned, save_network
 from test_cli import without_times
 from test_durable import Killed, die_after, untimed
-from test_expansion import FAST, TRAINING, UNREACHABLE, network, same, state
+from test_expansion import TRAINING, UNREACHABLE, network, same, state
 from test_network import by_hand
 
 DATA = tiny_data()

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from odn.artifact import Artifact as Artifact
     from odn.artifact import load as load
+    from odn.choosing import Constraints as Constraints
     from odn.compression import CompressResult as CompressResult
     from odn.compression import compress as compress
     from odn.config import AugmentConfig as AugmentConfig
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from odn.config import ExpandConfig as ExpandConfig
     from odn.config import ExportConfig as ExportConfig
     from odn.config import FinetuneConfig as FinetuneConfig
+    from odn.config import OneShotConfig as OneShotConfig
     from odn.config import TrainConfig as TrainConfig
     from odn.data import load_data as load_data
     from odn.errors import OdnError as OdnError
@@ -28,7 +30,9 @@ if TYPE_CHECKING:
     from odn.network import NetworkSpec as NetworkSpec
     from odn.network import PartitionedNetwork as PartitionedNetwork
     from odn.network import partition as partition
+    from odn.oneshot import train_all_depths as train_all_depths
     from odn.reporting import report as report
+    from odn.specializing import specialize as specialize
     from odn.stopping import decide as decide
 
 _HOME = {
@@ -36,12 +40,14 @@ _HOME = {
     "AugmentConfig": "config",
     "CompressConfig": "config",
     "CompressResult": "compression",
+    "Constraints": "choosing",
     "DataConfig": "config",
     "ExpandConfig": "config",
     "ExportConfig": "config",
     "FinetuneConfig": "config",
     "NetworkSpec": "network",
     "OdnError": "errors",
+    "OneShotConfig": "config",
     "PartitionedNetwork": "network",
     "TrainConfig": "config",
     "UsageError": "errors",
@@ -55,6 +61,8 @@ _HOME = {
     "load_data": "data",
     "partition": "network",
     "report": "reporting",
+    "specialize": "specializing",
+    "train_all_depths": "oneshot",
 }
 __all__ = sorted(_HOME)
 

@@ -14,13 +14,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from odn import stopwatch
 from odn.devices import SCHEMA, DeviceTable, parse_device_table
 from odn.errors import OdnError, UsageError, require_extra
 from odn.files import new_directory, write_atomically
 from odn.layers import Deployed
 from odn.network import PartitionedNetwork
 from odn.runtimes import RUNTIMES, Export, torch_session
+from odn.stopwatch import table_of, time_in_turn
 from odn.texts import AnyPreprocessing
 
 RUNTIME_NAMES = ("torch", "onnx", "openvino")
@@ -78,9 +78,9 @@ def measure_device(
                     session = RUNTIMES[runtime].open(folder / part, threads)
                 inputs = example[:1].numpy()
                 calls[part] = partial(session, inputs)
-            measured = stopwatch.time_in_turn(calls, seconds)
+            measured = time_in_turn(calls, seconds)
             library = {"torch": str(torch.__version__)} if runtime == "torch" else {runtime: version(runtime)}
-            content = stopwatch.table_of({**plan, "threads": threads}, measured, library)
+            content = table_of({**plan, "threads": threads}, measured, library)
     return parse_device_table(content, "what was measured")
 
 
@@ -162,7 +162,7 @@ def _write_parts(modules: dict[str, tuple[nn.Module, Tensor]], plan: dict[str, A
     for name, (module, example) in modules.items():
         _write("onnx", module, example, folder / name)
     write_atomically(folder / "parts.json", json.dumps(plan, indent=2) + "\n")
-    shutil.copyfile(stopwatch.__file__, folder / "measure.py")
+    shutil.copyfile(Path(__file__).with_name("stopwatch.py"), folder / "measure.py")
 
 
 def _write(runtime: str, module: nn.Module, example: Tensor, folder: Path) -> None:

@@ -55,7 +55,7 @@ def specialize_command(
     from odn.display import Display, print_rows
     from odn.flags import compression, listed
     from odn.recipe import read_run_config
-    from odn.specialize import specialize
+    from odn.specializing import specialize
 
     if target is not None:
         check_target(target)
