@@ -44,7 +44,8 @@ def benchmark(
     artifact = load(directory)
     manifest, spec = artifact.manifest, artifact.network.spec
     assert spec is not None
-    chosen = [choose_runtime(manifest, name, manifest.runtimes) for name in runtimes or manifest.runtimes]
+    measurable = [name for name in manifest.runtimes if name == "torch" or RUNTIMES[name].static]
+    chosen = [choose_runtime(manifest, name, measurable) for name in runtimes or measurable]
     counts = sorted({1, threads or cpu_count()})
     rows: list[Row] = []
     for runtime in chosen:

@@ -16,6 +16,7 @@ from odn.deploy import COMMANDS as AFTER_A_RUN
 from odn.errors import ElsewhereError, OdnError
 from odn.flags import Flags
 from odn.launch import launched, rank, world_size
+from odn.route_command import route_command
 from odn.specialize_command import specialize_command
 from odn.survey import COMMANDS as BEFORE_A_RUN
 
@@ -144,7 +145,11 @@ def report_command(run: Path, /, *, json: Switch = False) -> int:
     return DONE if report.figures["reached"] else TARGET_MISSED
 
 
-_OWN_COMMANDS: dict[str, Callable[..., int]] = {"compress": compress_command, "specialize": specialize_command}
+_OWN_COMMANDS: dict[str, Callable[..., int]] = {
+    "compress": compress_command,
+    "specialize": specialize_command,
+    "route": route_command,
+}
 for _name, _command in {**BEFORE_A_RUN, **_OWN_COMMANDS, **AFTER_A_RUN}.items():
     app.command(_command, name=_name)
 

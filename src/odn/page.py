@@ -8,6 +8,7 @@ from typing import Any
 
 from odn.charts import depth_chart, timeline
 from odn.records import EpochRecord
+from odn.routing_page import Picture, render_routing
 from odn.starting import start_sentence
 from odn.tasks import CLASS_MEASURES, METRIC_NAMES
 
@@ -37,6 +38,7 @@ measured: networks other than those of this run were built for their cost and no
 time: compare multiply-accumulates (MACs), activations and latency as well.</p>
 $refused
 $charts
+$routing
 $classes
 <h2>Cost of the search</h2>
 <p>$start</p>
@@ -49,13 +51,19 @@ $classes
 _MOST_CLASSES = 40
 
 
-def render_page(figures: dict[str, Any], records: Sequence[EpochRecord], macs_by_depth: Sequence[int]) -> str:
+def render_page(
+    figures: dict[str, Any],
+    records: Sequence[EpochRecord],
+    macs_by_depth: Sequence[int],
+    pictures: Sequence[Picture] = (),
+) -> str:
     """Write the page of a report.
 
     Args:
         figures: as in report.json.
         records: every epoch, oldest first; without any the charts are left out.
         macs_by_depth: multiply-accumulates of depth 1, 2, ... to the full depth.
+        pictures: of inputs that leave a routed network first and last.
 
     Returns:
         HTML that refers to nothing outside itself; all names are escaped.
@@ -93,6 +101,7 @@ def render_page(figures: dict[str, Any], records: Sequence[EpochRecord], macs_by
         ),
         charts=charts,
         metric=escape(metric),
+        routing=render_routing(figures["routing"], pictures),
         classes=_classes(figures),
         start=escape(start_sentence(figures["start"])),
         cost=escape(_cost_sentence(figures["cost"])),

@@ -26,6 +26,7 @@ from odn.processes import training_device
 from odn.recipe import RunConfig, read_run_config
 from odn.records import EpochRecord, read_history
 from odn.rivals import FULL, STOCK, build_rival, rivals_of
+from odn.routing_report import routing_of
 from odn.runtime_rows import on_test_split, runtime_rows
 from odn.search import plan_depths
 from odn.starting import read_start
@@ -104,10 +105,11 @@ def report(
     artifact = load(run / "artifact")
     records = read_history(run / "history.jsonl")
     figures = _figures(artifact, run, settings, records, test, valid, config)
+    figures["routing"], pictures = routing_of(run, artifact.manifest, test)
     write_atomically(run / "report.json", json.dumps(figures, indent=2, allow_nan=False) + "\n")
     spec = artifact.network.spec
     assert spec is not None
-    write_atomically(run / "report.html", render_page(figures, records, macs_of(spec)))
+    write_atomically(run / "report.html", render_page(figures, records, macs_of(spec), pictures))
     return Report(figures, run)
 
 

@@ -34,7 +34,7 @@ def runtime_rows(
     Returns:
         A row per file kept; what could not be measured is None.
     """
-    kept = [export for export in manifest.exports if export.kept]
+    kept = [export for export in manifest.exports if export.kept and RUNTIMES[export.runtime].static]
     if not kept:
         return []
     with tempfile.TemporaryDirectory() as folder:

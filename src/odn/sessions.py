@@ -11,7 +11,7 @@ from odn.runtimes import RUNTIMES, Logits, Session, torch_session
 from odn.texts import Batch
 
 # What files from strangers may be opened with, the first in an artifact being the default.
-USABLE = ("onnx", "int8", "torch")
+USABLE = ("onnx", "int8", "torch", "routed")
 
 
 def choose_runtime(manifest: Manifest, asked: str | None, allowed: Sequence[str] = USABLE) -> str:

@@ -70,7 +70,8 @@ class ExportConfig:
 
     def __post_init__(self) -> None:
         for name in self.to:
-            find_runtime(name)
+            static = find_runtime(name).static
+            require(static, f"--to {name}: stages with exits are made by odn route RUN; leave it out of --to")
         require(0 <= self.max_drop < 1, f"export.max_drop is {self.max_drop}; allowed: 0 to below 1, e.g. 0.002")
 
 

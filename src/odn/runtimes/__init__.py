@@ -1,7 +1,7 @@
 """The registry of runtimes: what each writes into an artifact, and how that is run. No torch until one is used."""
 
 from odn.errors import UsageError, did_you_mean
-from odn.runtimes import executorch, int8, onnx, openvino, pt2
+from odn.runtimes import executorch, int8, onnx, openvino, pt2, routed
 from odn.runtimes.parts import CannotExpress as CannotExpress
 from odn.runtimes.parts import Export as Export
 from odn.runtimes.parts import Logits as Logits
@@ -12,7 +12,14 @@ from odn.runtimes.parts import torch_session as torch_session
 
 RUNTIMES: dict[str, Runtime] = {
     runtime.name: runtime
-    for runtime in (onnx.RUNTIME, int8.RUNTIME, pt2.RUNTIME, *executorch.RUNTIMES, openvino.RUNTIME)
+    for runtime in (
+        onnx.RUNTIME,
+        int8.RUNTIME,
+        pt2.RUNTIME,
+        *executorch.RUNTIMES,
+        openvino.RUNTIME,
+        routed.RUNTIME,
+    )
 }
 
 

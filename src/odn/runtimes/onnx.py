@@ -6,7 +6,7 @@ The file takes uint8 images: scaling and normalisation are part of the graph. Fo
 import itertools
 import logging
 import string
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,26 +21,42 @@ NEEDS = ("onnx", "onnxscript", "onnxruntime")
 
 
 def _write(export: Export, directory: Path) -> None:
+    write_graph(export, directory / FILE, ("logits",))
+
+
+def write_graph(export: Export, path: Path, outputs: Sequence[str]) -> None:
+    """Write a module as an ONNX file that takes any number of inputs at once.
+
+    Args:
+        export: the module, and inputs of it.
+        path: the file.
+        outputs: names of what the module gives.
+    """
+    require_extra("onnxscript", "onnx", "exporting to onnx")
     import torch
 
-    require_extra("onnxscript", "onnx", "exporting to onnx")
+    save(_translate(export, outputs), path, {**export.metadata, "exporter": f"torch {torch.__version__}"})
+
+
+def _translate(export: Export, outputs: Sequence[str]) -> Any:
+    import torch
+
     # It tells of constants that it could not fold; the file is compared with PyTorch anyway.
     logging.getLogger("onnxscript").setLevel(logging.ERROR)
-    inputs = torch.from_numpy(export.calibration[:EXPORT_BATCH])
     try:
         program = torch.onnx.export(
             export.network,
-            (inputs,),
+            (torch.from_numpy(export.calibration[:EXPORT_BATCH]),),
             dynamo=True,
             dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
             input_names=[export.input_name],
-            output_names=["logits"],
+            output_names=list(outputs),
             verbose=False,
         )
     except Exception as error:
         raise cannot_express("onnx", error) from error
     assert program is not None
-    save(program.model_proto, directory / FILE, {**export.metadata, "exporter": f"torch {torch.__version__}"})
+    return program.model_proto
 
 
 def save(model: Any, path: Path, metadata: Mapping[str, str]) -> None:
@@ -118,11 +134,31 @@ def open_file(path: Path, threads: int) -> Session:
     """Make an ONNX file ready to run.
 
     Args:
-        path: the file, with one input.
+        path: the file, with one input and the output ``logits``.
         threads: to compute with.
 
     Returns:
         What runs it.
+    """
+    graph = open_graph(path, threads, ("logits",))
+
+    def run(inputs: Batch) -> Logits:
+        logits: Logits = graph(inputs)[0]
+        return logits.astype(np.float32, copy=False)
+
+    return run
+
+
+def open_graph(path: Path, threads: int, outputs: Sequence[str]) -> Callable[[Any], list[Any]]:
+    """Make an ONNX file with one input ready to run.
+
+    Args:
+        path: the file.
+        threads: to compute with.
+        outputs: names of what is wanted.
+
+    Returns:
+        What takes the input and gives the outputs.
 
     Raises:
         OdnError: when onnxruntime is not installed, or does not take the file.
@@ -138,12 +174,12 @@ def open_file(path: Path, threads: int) -> Session:
     except Exception as error:  # onnxruntime's errors have no common class
         raise OdnError(_refusal(path, error)) from error
 
-    def run(inputs: Batch) -> Logits:
+    def run(inputs: Any) -> list[Any]:
         try:
-            logits: Logits = session.run(["logits"], {name: inputs})[0]
+            found: list[Any] = session.run(list(outputs), {name: inputs})
         except Exception as error:
             raise OdnError(_refusal(path, error)) from error
-        return logits.astype(np.float32, copy=False)
+        return found
 
     return run
 

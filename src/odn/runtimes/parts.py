@@ -63,6 +63,7 @@ class Runtime:
         max_batch: images it takes at once.
         own_threads: whether the engine chooses their number by itself.
         texts: whether it can take networks that read ids of tokens.
+        static: whether every input takes the same way through it, so that its latency can be told from noise.
     """
 
     name: str
@@ -76,6 +77,7 @@ class Runtime:
     max_batch: int = 2**31 - 1
     own_threads: bool = False
     texts: bool = False
+    static: bool = True
 
 
 def input_name(texts: bool) -> str:
