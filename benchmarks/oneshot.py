@@ -1,0 +1,267 @@
+"""One training for all depths against a training per depth; choosing afterwards; predicting latencies.
+
+Every depth alone gets the schedule, the data and the seed of the training that serves all of them.
+"""
+
+import shutil
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from statistics import fmean
+
+import odn
+from benchmarks.common import ROOT, Cells, Row, cifar_folder, parse, write_page
+from odn.curve import curve_of
+from odn.data import Data
+from odn.defaults import DATASETS, complete
+from odn.engine import evaluate, evaluate_depths
+from odn.measure import macs_by_depth, measure_cost, train_macs
+from odn.network import build_network
+from odn.oneshot import KEPT
+from odn.profiling import measure_device
+from odn.recipe import RunConfig
+from odn.records import read_history
+from odn.rundir import load_run_data
+from odn.storage import load_partitioned
+from odn.tables import to_table
+from odn.training import train_run
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What is measured.
+
+    Attributes:
+        grid: dataset, backbone, and the depths that are trained alone.
+        seeds: of data, weights, order and augmentation.
+        epochs: of every training.
+        train_limit: training images.
+        seconds: spent on timing each part of a backbone.
+    """
+
+    grid: tuple[tuple[str, str, tuple[int, ...]], ...]
+    seeds: tuple[int, ...] = (0, 1, 2)
+    epochs: int = 15
+    train_limit: int = 5_000
+    seconds: float = 0.3
+
+
+EVERY, SOME = tuple(range(1, 9)), (1, 7, 14, 20, 27)
+FULL = Plan(
+    grid=(
+        ("fashion-mnist", "resnet18", EVERY),
+        ("mnist", "resnet18", EVERY),
+        ("cifar10_jpeg", "resnet18", EVERY),
+        ("fashion-mnist", "cifar_resnet56", SOME),
+        ("mnist", "cifar_resnet56", SOME),
+        ("cifar10_jpeg", "cifar_resnet56", SOME),
+    )
+)
+QUICK = Plan(grid=(("fashion-mnist", "resnet18", (1, 8)),), seeds=(0,), epochs=2, train_limit=1_000, seconds=0.02)
+BARS = {
+    "accuracy_minus_alone_mean": ">= -0.002",
+    "cost_vs_each_alone": "<= 0.35",
+    "specialise_seconds": "<= 60",
+    "latency_mape": "<= 0.10",
+    "latency_spearman": ">= 0.95",
+}
+COLUMNS = (
+    "kind",
+    "dataset",
+    "backbone",
+    "seed",
+    "depth",
+    "valid",
+    "test",
+    "cost_ratio",
+    "seconds",
+    "mape",
+    "spearman",
+    "commit",
+)
+
+
+def settings(dataset: str, backbone: str, seed: int, plan: Plan, data_dir: Path) -> RunConfig:
+    """Write down a run of all depths.
+
+    Args:
+        dataset: its name.
+        backbone: its name.
+        seed: of everything.
+        plan: epochs and images.
+        data_dir: where the datasets lie.
+
+    Returns:
+        Every setting.
+    """
+    jpeg = dataset == "cifar10_jpeg"
+    augment = DATASETS["cifar10" if jpeg else dataset].augment
+    return complete(
+        {
+            "dataset": str(cifar_folder(data_dir)) if jpeg else dataset,
+            "data_dir": str(data_dir),
+            "backbone": backbone,
+            "mode": "one-shot",
+            "seed": seed,
+            "data": {"train_limit": plan.train_limit},
+            "augment": to_table(augment),
+            "oneshot": {"epochs": plan.epochs},
+            "expand": {"target_accuracy": 0.0},
+        }
+    )
+
+
+def alone(depth: int, config: RunConfig, data: Data, epochs: int) -> Row:
+    """Train one depth from scratch.
+
+    Args:
+        depth: number of blocks.
+        config: of the run that it is compared with.
+        data: its splits.
+        epochs: of the training.
+
+    Returns:
+        Accuracies and seconds.
+    """
+    begin = time.perf_counter()
+    small = odn.extract(odn.partition(config.backbone, data.spec, seed=config.seed), depth)
+    result = odn.finetune(
+        small, data.train, data.valid, config=odn.FinetuneConfig(epochs=epochs), training=config.train, seed=config.seed
+    )
+    seconds = round(time.perf_counter() - begin, 1)
+    return {"depth": depth, "valid": result.valid_score, "test": evaluate(small, data.test).value, "seconds": seconds}
+
+
+def together(config: RunConfig, data: Data, run: Path) -> Row:
+    """Train all depths at once.
+
+    Args:
+        config: of the run.
+        data: its splits.
+        run: the run directory; an interrupted training there is continued.
+
+    Returns:
+        Accuracies by depth, and the cost as a share of training every depth alone.
+    """
+    _, result = train_run(config, run, resume=(run / "config.toml").is_file())
+    network = load_partitioned(run / "checkpoints" / KEPT)
+    spec = network.spec
+    assert spec is not None
+    meta = build_network(spec.backbone, spec.input_shape, spec.classes, device="meta")
+    macs = macs_by_depth(meta.prefixes(), spec.input_shape)
+    records = read_history(run / "history.jsonl")
+    cost = train_macs(records, macs, measure_cost(meta, spec.input_shape).macs)
+    each = sum(m * (3 * r.train_samples + r.evaluated_samples) for m in macs for r in records)
+    return {
+        "depth": None,
+        "valid": [record.valid_score for record in curve_of(result.records)],
+        "test": [score.value for score in evaluate_depths(network, data.test)],
+        "cost_ratio": cost / each,
+        "seconds": round(sum(record.seconds for record in records), 1),
+    }
+
+
+def chosen(config: RunConfig, run: Path) -> Row:
+    """Time the choice for a new constraint, in a fresh process, without fine-tuning.
+
+    Args:
+        config: of the run.
+        run: the run directory, trained.
+
+    Returns:
+        Seconds of the whole process.
+    """
+    out = run.with_name(run.name + "_chosen")
+    shutil.rmtree(out, ignore_errors=True)
+    begin = time.perf_counter()
+    command = [sys.executable, "-m", "odn", "specialize", run, "--within", "0.02", "--out", out]
+    subprocess.run(list(map(str, command)), check=True, stdout=subprocess.DEVNULL)
+    return {"depth": None, "seconds": round(time.perf_counter() - begin, 2)}
+
+
+def latencies(backbone: str, data: Data, seconds: float) -> Row:
+    """Measure a device table, and how far off it is at the depths that were held out.
+
+    Args:
+        backbone: its name.
+        data: for the shape of its images.
+        seconds: spent on each part.
+
+    Returns:
+        Mean absolute error as a fraction, and rank correlation.
+    """
+    network = odn.partition(backbone, data.spec)
+    begin = time.perf_counter()
+    table = measure_device(network, data.spec.preprocessing, runtime="onnx", seconds=seconds)
+    return {"depth": None, **table.check(), "seconds": round(time.perf_counter() - begin, 1)}
+
+
+def summarise(rows: list[Row]) -> Row:
+    """Compute the figures of the contract.
+
+    Args:
+        rows: of all cells.
+
+    Returns:
+        Figure by name; None where no cell was measured.
+    """
+
+    def of(kind: str) -> list[Row]:
+        return [row for row in rows if row["kind"] == kind]
+
+    def key(row: Row) -> tuple[str, str, int]:
+        return row["dataset"], row["backbone"], row["seed"]
+
+    joint = {key(row): row for row in of("together")}
+    gaps = [joint[key(row)]["test"][row["depth"] - 1] - row["test"] for row in of("alone") if key(row) in joint]
+    correlations = [row["spearman"] for row in of("latency") if row["spearman"] is not None]
+    errors = [row["mape"] for row in of("latency") if row["mape"] is not None]
+    return {
+        "accuracy_minus_alone_mean": fmean(gaps) if gaps else None,
+        "cost_vs_each_alone": max((row["cost_ratio"] for row in joint.values()), default=None),
+        "specialise_seconds": max((row["seconds"] for row in of("specialise")), default=None),
+        "latency_mape": max(errors, default=None),
+        "latency_spearman": min(correlations, default=None),
+    }
+
+
+def main() -> None:
+    """Measure every cell, then print and write the page."""
+    options = parse("oneshot", __doc__ or "")
+    plan = QUICK if options.quick else FULL
+    cells = Cells(options.out, summarise)
+    runs = ROOT / "runs" / ("oneshot_quick" if options.quick else "oneshot")
+    for dataset, backbone, depths in plan.grid:
+        for seed in plan.seeds:
+            config = settings(dataset, backbone, seed, plan, options.data_dir)
+            data = load_run_data(config)
+            run = runs / f"{dataset}-{backbone}-{seed}"
+            key: Row = {"dataset": dataset, "backbone": backbone, "seed": seed}
+            cells.run({"kind": "together", **key}, partial(together, config, data, run))
+            cells.run({"kind": "specialise", **key}, partial(chosen, config, run))
+            for depth in depths:
+                cells.run({"kind": "alone", **key, "depth": depth}, partial(alone, depth, config, data, plan.epochs))
+            if seed == plan.seeds[0]:
+                cells.run({"kind": "latency", **key}, partial(latencies, backbone, data, plan.seconds))
+    cells.save()
+    bars: list[Row] = [
+        {"figure": name, "bar": BARS[name], "measured": value} for name, value in summarise(cells.rows).items()
+    ]
+    shown = [
+        {**row, **{name: None for name in ("valid", "test") if isinstance(row.get(name), list)}} for row in cells.rows
+    ]
+    text = (
+        f"Stratified subsets of {plan.train_limit:,} training images, {plan.epochs} epochs for every training. "
+        "`together` is one training of all depths, whose accuracies by depth are in the JSON file; its `cost_ratio` is "
+        "its multiply-accumulates over those of training every depth alone. `alone` is one depth from scratch with the "
+        "same schedule. `specialise` is the whole command in a fresh process. `latency` holds predictions against "
+        "depths that were measured and used for nothing else, in onnxruntime with one thread."
+    )
+    write_page(cells.path, "One training for all depths", text, bars, shown, COLUMNS)
+
+
+if __name__ == "__main__":
+    main()
