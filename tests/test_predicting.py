@@ -117,7 +117,7 @@ def test_an_oversized_image_is_a_bad_file(deployed, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--runtime", "onx"), "unknown runtime 'onx'; allowed: onnx, int8, torch. Did you mean 'onnx'"),
+        (("--runtime", "onx"), "unknown runtime 'onx'; allowed: onnx, int8, torch, routed. Did you mean 'onnx'"),
         (("--runtime", "pt2"), "unknown runtime 'pt2'; allowed: onnx, int8, torch"),
         (
             ("--jsn",),

@@ -34,6 +34,7 @@ class Stored(Protocol):
 
 ImageFile = Path | Stored
 Fault = Literal["unknown", "damaged", "too large"]
+_ORIENTATION = 0x0112  # an EXIF tag
 _GRAY_MODES = frozenset({"1", "L", "LA", "I", "F", "I;16", "I;16B", "I;16L"})
 
 
@@ -164,7 +165,7 @@ def image_facts(path: ImageFile) -> tuple[int, int, bool]:
     """
     with _opened(path) as image:
         width, height = image.size
-        sideways = image.getexif().get(0x0112) in (5, 6, 7, 8)
+        sideways = image.getexif().get(_ORIENTATION) in (5, 6, 7, 8)
         gray = image.mode in _GRAY_MODES
     return (width, height, gray) if sideways else (height, width, gray)
 
@@ -199,7 +200,8 @@ def decode(
             pixels = f"{image.width}x{image.height} pixels, allowed: {max_pixels:,} in all"
             raise BadImage(path, pixels, "too large")
         image.load()
-        ImageOps.exif_transpose(image, in_place=True)
+        if image.getexif().get(_ORIENTATION, 1) != 1:
+            ImageOps.exif_transpose(image, in_place=True)
         if image.has_transparency_data and not image.mode.startswith("I"):
             # What lies under transparent pixels is any colour, mostly black; viewers show them on white.
             image = image.convert("RGBA")

@@ -3,6 +3,7 @@
 import collections
 import itertools
 import os
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -19,6 +20,8 @@ from odn.sessions import choose_runtime, open_session
 from odn.texts import Tokenizer
 
 _BATCH = 64
+# Files that are decoded faster than this are mostly Python's work, for which threads would only wait for each other.
+_SMALL_SECONDS = 2e-4
 _MAX_LINE_BYTES = 16 * 1024**2
 _Decoded = tuple[Sequence[Path], list[Pixels | BadImage]]
 
@@ -66,8 +69,17 @@ def _predict(
     waiting: collections.deque[Future[_Decoded]] = collections.deque()
     assert isinstance(manifest.preprocessing, Preprocessing)
     shape = manifest.preprocessing.input_shape
+    small, seconds = True, float("inf")
     with image_warnings(), ThreadPoolExecutor(workers) as pool:
         while chunk := list(itertools.islice(source, _BATCH)):
+            if small:
+                start = time.perf_counter()
+                decoded = _decode_all(chunk, shape)
+                # The first files load the decoders too, so that the faster of two chunks counts.
+                before, seconds = seconds, (time.perf_counter() - start) / len(chunk)
+                small = min(before, seconds) < _SMALL_SECONDS or before == float("inf")
+                yield from _classify(session, manifest, *decoded)
+                continue
             waiting.append(pool.submit(_decode_all, chunk, shape))
             if len(waiting) > 2 * workers:
                 yield from _classify(session, manifest, *waiting.popleft().result())
@@ -209,9 +221,21 @@ def find_files(names: Iterable[str], listed: Iterable[str]) -> Iterator[Path]:
         if name == "-":
             yield from find_files((line.rstrip("\r\n") for line in listed if line.strip()), ())
         elif (folder := Path(name)).is_dir():
-            files = sorted(path for path in folder.rglob("*") if path.is_file() and not path.name.startswith("."))
-            if not files:
+            files = _files_below(folder)
+            if (first := next(files, None)) is None:
                 raise OdnError(f"the folder {folder} holds no file; name one with images")
+            yield first
             yield from files
         else:
             yield Path(name)
+
+
+def _files_below(folder: Path) -> Iterator[Path]:
+    """Walk a folder to the bottom, in the order in which paths are sorted."""
+    with os.scandir(folder) as found:
+        entries = sorted(found, key=lambda entry: entry.name)
+    for entry in entries:
+        if entry.is_dir(follow_symlinks=False):
+            yield from _files_below(folder / entry.name)
+        elif entry.is_file() and not entry.name.startswith("."):
+            yield folder / entry.name
