@@ -16,6 +16,8 @@ from odn.errors import OdnError, UsageError
 from odn.expansion import expand, expand_epochs
 from odn.extraction import extract, finetune_epochs
 from odn.files import exclusive
+from odn.losses import LabelLoss
+from odn.losses import LabelLoss
 from odn.processes import check_copies
 from odn.schedules import constant_after_warmup
 from odn.stage import Stage
@@ -183,14 +185,14 @@ def test_training_that_diverges_again_and_again_stops_with_the_cause():
 
 
 def out_of_memory_above(monkeypatch, limit: int) -> None:
-    original = Stage._loss
+    original = LabelLoss.__call__
 
-    def loss(self, x, labels, share):
+    def loss(self, model, x, labels):
         if len(x) > limit:
             raise RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB")
-        return original(self, x, labels, share)
+        return original(self, model, x, labels)
 
-    monkeypatch.setattr(Stage, "_loss", loss)
+    monkeypatch.setattr(LabelLoss, "__call__", loss)
 
 
 def one_step(**changes) -> Stage:
@@ -220,7 +222,7 @@ def test_out_of_memory_with_two_images_is_explained(monkeypatch):
 
 
 def test_other_errors_are_not_taken_for_a_lack_of_memory(monkeypatch):
-    monkeypatch.setattr(Stage, "_loss", lambda *_: (_ for _ in ()).throw(RuntimeError("something else")))
+    monkeypatch.setattr(LabelLoss, "__call__", lambda *_: (_ for _ in ()).throw(RuntimeError("something else")))
     with pytest.raises(RuntimeError, match="something else"):
         one_step()
 
