@@ -67,7 +67,8 @@ BARS = {
 COLUMNS = (
     "cell", "seed", "depth", "parameters", "fp32_file_bytes", "fp32_weight_bytes", "int8_file_bytes",
     "int8_weight_bytes", "fp32_test", "int8_test", "int8_kept", "int8_valid_drop", "parity", "int8_to_fp32",
-    "fp32_ms", "int8_ms", "resnet18_ms", "resnet20_ms", "mobilenet_ms", "images_per_second", "bare_images_per_second", "commit",
+    "fp32_ms", "int8_ms", "resnet18_ms", "resnet20_ms", "mobilenet_ms", "images_per_second", "bare_images_per_second",
+    "commit",
 )  # fmt: skip
 
 
@@ -321,9 +322,8 @@ def main() -> None:
         "Each row is one `odn run --to onnx,int8` in a fresh process; accuracies are those of the files in their own "
         "runtime, on the test split, which each run reads once. `*_weight_bytes` are the constants in a file, "
         "`*_file_bytes` the whole of it. Latencies are medians at batch 1 with one thread, all in onnxruntime, each in "
-        "a process of its own; `int8_to_fp32` is their ratio measured in one process in turn, for which the figure is the "
-        "median of three trainings of the same graph; "
-        "`resnet18_ms`, `resnet20_ms` and `mobilenet_ms` are the full ResNet-18, `cifar_resnet20` and torchvision's "
+        "a process of its own; `int8_to_fp32` is their ratio measured in one process in turn, of which the figure is "
+        "the median of three trainings of the same graph; `resnet18_ms`, `resnet20_ms` and `mobilenet_ms` are the full ResNet-18, `cifar_resnet20` and torchvision's "
         "MobileNetV3-small, in fp32 with random weights. `images_per_second` is `odn predict` on PNG "
         "files, start of the process included, beside a hand-written loop of Pillow and onnxruntime."
     )
