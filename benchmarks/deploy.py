@@ -323,8 +323,9 @@ def main() -> None:
         "runtime, on the test split, which each run reads once. `*_weight_bytes` are the constants in a file, "
         "`*_file_bytes` the whole of it. Latencies are medians at batch 1 with one thread, all in onnxruntime, each in "
         "a process of its own; `int8_to_fp32` is their ratio measured in one process in turn, of which the figure is "
-        "the median of three trainings of the same graph; `resnet18_ms`, `resnet20_ms` and `mobilenet_ms` are the full ResNet-18, `cifar_resnet20` and torchvision's "
-        "MobileNetV3-small, in fp32 with random weights. `images_per_second` is `odn predict` on PNG "
+        "the median of three trainings of the same graph; `resnet18_ms`, `resnet20_ms` and "
+        "`mobilenet_ms` are the full ResNet-18, `cifar_resnet20` and torchvision's MobileNetV3-small, in fp32 with "
+        "random weights. `images_per_second` is `odn predict` on PNG "
         "files, start of the process included, beside a hand-written loop of Pillow and onnxruntime."
     )
     write_page(cells.path, "Deploy: files that run without us", text, bars, cells.rows, COLUMNS)

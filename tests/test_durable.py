@@ -17,7 +17,6 @@ from odn.expansion import expand, expand_epochs
 from odn.extraction import extract, finetune_epochs
 from odn.files import exclusive
 from odn.losses import LabelLoss
-from odn.losses import LabelLoss
 from odn.processes import check_copies
 from odn.schedules import constant_after_warmup
 from odn.stage import Stage
