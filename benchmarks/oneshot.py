@@ -1,8 +1,10 @@
-"""One training for all depths against a training per depth; choosing afterwards; predicting latencies.
+"""One training for all depths against a training per depth, and against expansion; choosing; predicting latencies.
 
-Every depth alone gets the schedule, the data and the seed of the training that serves all of them.
+Every depth alone gets the schedule, the data and the seed of the training that serves all of them. Expansion looks for
+the target that the full depth alone meets with ``MARGIN`` to spare, by its own defaults, fine-tuning included.
 """
 
+import dataclasses
 import shutil
 import subprocess
 import sys
@@ -24,6 +26,7 @@ from odn.oneshot import KEPT
 from odn.profiling import measure_device
 from odn.recipe import RunConfig
 from odn.records import read_history
+from odn.run import run as run_whole
 from odn.rundir import load_run_data
 from odn.storage import load_partitioned
 from odn.tables import to_table
@@ -44,20 +47,21 @@ class Plan:
 
     grid: tuple[tuple[str, str, tuple[int, ...]], ...]
     seeds: tuple[int, ...] = (0, 1, 2)
-    epochs: int = 15
-    train_limit: int = 5_000
+    epochs: int = 12
+    train_limit: int = 4_000
     seconds: float = 0.3
 
 
-EVERY, SOME = tuple(range(1, 9)), (1, 7, 14, 20, 27)
+MARGIN = 0.01
+OF_8, OF_27 = (1, 2, 4, 6, 8), (1, 9, 18, 27)
 FULL = Plan(
     grid=(
-        ("fashion-mnist", "resnet18", EVERY),
-        ("mnist", "resnet18", EVERY),
-        ("cifar10_jpeg", "resnet18", EVERY),
-        ("fashion-mnist", "cifar_resnet56", SOME),
-        ("mnist", "cifar_resnet56", SOME),
-        ("cifar10_jpeg", "cifar_resnet56", SOME),
+        ("fashion-mnist", "resnet18", OF_8),
+        ("mnist", "resnet18", OF_8),
+        ("cifar10_jpeg", "resnet18", OF_8),
+        ("fashion-mnist", "cifar_resnet56", OF_27),
+        ("mnist", "cifar_resnet56", OF_27),
+        ("cifar10_jpeg", "cifar_resnet56", OF_27),
     )
 )
 QUICK = Plan(grid=(("fashion-mnist", "resnet18", (1, 8)),), seeds=(0,), epochs=2, train_limit=1_000, seconds=0.02)
@@ -76,7 +80,11 @@ COLUMNS = (
     "depth",
     "valid",
     "test",
+    "target",
+    "oneshot_depth",
+    "oneshot_test",
     "cost_ratio",
+    "cost_to_oneshot",
     "seconds",
     "mape",
     "spearman",
@@ -159,8 +167,40 @@ def together(config: RunConfig, data: Data, run: Path) -> Row:
         "depth": None,
         "valid": [record.valid_score for record in curve_of(result.records)],
         "test": [score.value for score in evaluate_depths(network, data.test)],
+        "train_macs": cost,
         "cost_ratio": cost / each,
         "seconds": round(sum(record.seconds for record in records), 1),
+    }
+
+
+def grown(config: RunConfig, joint: Row, target: float, run: Path) -> Row:
+    """Look for a target by expansion, and in the curve of a training of all depths.
+
+    Args:
+        config: of that training.
+        joint: what it reached.
+        target: validation accuracy to hold.
+        run: the run directory of expansion; an interrupted run there is continued.
+
+    Returns:
+        Depth, accuracies and cost of both.
+    """
+    config = dataclasses.replace(
+        config, mode="expand", expand=dataclasses.replace(config.expand, target_accuracy=target)
+    )
+    found = run_whole(config, run, resume=(run / "config.toml").is_file()).figures
+    holds = [depth for depth, valid in enumerate(joint["valid"], 1) if valid >= target]
+    mine = found["networks"][1]
+    return {
+        "target": target,
+        "depth": found["depth"],
+        "valid": mine["valid_score"],
+        "test": mine["test_score"],
+        "train_macs": found["cost"]["train_macs"],
+        "seconds": round(found["cost"]["seconds"], 1),
+        "oneshot_depth": holds[0] if holds else None,
+        "oneshot_test": joint["test"][holds[0] - 1] if holds else None,
+        "cost_to_oneshot": found["cost"]["train_macs"] / joint["train_macs"],
     }
 
 
@@ -244,6 +284,13 @@ def main() -> None:
             cells.run({"kind": "specialise", **key}, partial(chosen, config, run))
             for depth in depths:
                 cells.run({"kind": "alone", **key, "depth": depth}, partial(alone, depth, config, data, plan.epochs))
+            joint, whole = (
+                next(row for row in cells.rows if wanted.items() <= row.items())
+                for wanted in ({"kind": "together", **key}, {"kind": "alone", **key, "depth": depths[-1]})
+            )
+            target = round(whole["valid"] - MARGIN, 4)
+            grow = partial(grown, config, joint, target, run.with_name(run.name + "_grown"))
+            cells.run({"kind": "expansion", **key}, grow)
             if seed == plan.seeds[0]:
                 cells.run({"kind": "latency", **key}, partial(latencies, backbone, data, plan.seconds))
     cells.save()
@@ -257,8 +304,12 @@ def main() -> None:
         f"Stratified subsets of {plan.train_limit:,} training images, {plan.epochs} epochs for every training. "
         "`together` is one training of all depths, whose accuracies by depth are in the JSON file; its `cost_ratio` is "
         "its multiply-accumulates over those of training every depth alone. `alone` is one depth from scratch with the "
-        "same schedule. `specialise` is the whole command in a fresh process. `latency` holds predictions against "
-        "depths that were measured and used for nothing else, in onnxruntime with one thread."
+        "same schedule. `expansion` is `odn run --mode expand` with its defaults for a target of "
+        f"{MARGIN} below the full depth alone; beside it the shallowest depth of the training of all depths that holds "
+        "the same target, without any fine-tuning; `cost_to_oneshot` is the cost of expansion over that of the "
+        "training of all depths, in multiply-accumulates. `specialise` is the whole command in a fresh process. "
+        "`latency` holds predictions against depths that were measured and used for nothing else, in onnxruntime with "
+        "one thread."
     )
     write_page(cells.path, "One training for all depths", text, bars, shown, COLUMNS)
 

@@ -13,8 +13,8 @@ class OneShotConfig:
     Attributes:
         epochs: length of the annealed training; 0 means 30, or as many as 2,500 steps take where that is more, at most
             120.
-        depths_per_step: heads that learn from each batch: the shallowest, the deepest, and others drawn anew; 0 means
-            all.
+        depths_per_step: heads that learn from each batch: all with 0, otherwise the shallowest, the deepest, and others
+            drawn anew.
         deep_share: factor on the gradient that the deepest head sends back into the blocks, above 0; every head itself
             learns at the full rate.
         other_share: likewise of every other head of a step.
@@ -23,10 +23,10 @@ class OneShotConfig:
     """
 
     epochs: int = 0
-    depths_per_step: int = 4
+    depths_per_step: int = 0
     deep_share: float = 1.0
     other_share: float = 1.0
-    soft_share: float = 0.5
+    soft_share: float = 0.0
     temperature: float = 2.0
 
     def __post_init__(self) -> None:
