@@ -95,15 +95,20 @@ def test_every_depth_is_drawn():
     assert {depth for _ in range(200) for depth in loss.draw()} == set(range(1, 10))
 
 
-def test_the_deepest_head_teaches_the_others_and_learns_from_labels_alone():
+@pytest.mark.parametrize("wrong", [0, 1])
+def test_the_deepest_head_teaches_the_others_as_far_as_it_knows_more(wrong):
     whole = by_hand(2, norm=False)
+    with torch.no_grad():
+        whole.heads[wrong].linear.bias[0] += 4.0
     x, y = batch()
     config = OneShotConfig(soft_share=0.3, temperature=3.0)
     loss = AllDepthsLoss(whole, "classification", config, label_smoothing=0.1)(whole, x, y)
     shallow, deep = whole(x)
     labels = [task_loss("classification", outputs, y, label_smoothing=0.1) for outputs in (shallow, deep)]
     soft = soft_loss("classification", shallow, deep.detach(), 3.0)
-    torch.testing.assert_close(loss, labels[1] + 0.7 * labels[0] + 0.3 * soft)
+    share = 0.3 * max(0.0, 1 - float(labels[1] / labels[0]))
+    assert (share > 0.1) == (wrong == 0)
+    torch.testing.assert_close(loss, labels[1] + (1 - share) * labels[0] + share * soft)
     whole.zero_grad()
     AllDepthsLoss(whole, "classification", OneShotConfig(soft_share=1.0, deep_share=1e-9))(whole, x, y).backward()
     only_labels = whole.heads[1].linear.weight.grad.clone()
@@ -220,6 +225,7 @@ def arguments(tmp_path_factory):
     x, y = stripes(240)
     np.savez(folder / "stripes.npz", x_train=x, y_train=y, x_test=x, y_test=y)
     recipe = "[report]\nlatency_seconds = 0.01\n[oneshot]\nepochs = 6\n[train]\nbatch_size = 16\nlearning_rate = 0.5\n"
+    recipe += "[compress]\nchannel_multiple = 1\n"
     (folder / "brief.toml").write_text(recipe)
     network = ("--backbone", "cifar_resnet20", "--width", 0.25, "--mode", "one-shot", "--finetune-epochs", 0)
     return ("run", folder / "stripes.npz", "--config", folder / "brief.toml", *network, "--target", 0.9)

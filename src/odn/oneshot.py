@@ -1,8 +1,8 @@
 """All depths from one training: every block has a head, and one pass over the blocks serves the heads of a step.
 
-Deep supervision (Lee et al., arXiv 1409.5185) of the depths that the sandwich rule draws (Yu and Huang, arXiv
-1903.05134), the deepest of which teaches the others (Zhang et al., arXiv 1905.08094). A block's features do not depend
-on the depth at which the network ends, so that all depths share the statistics of its BatchNorm.
+Deep supervision (Lee et al., arXiv 1409.5185) of all depths, or of those that the sandwich rule draws (Yu and Huang,
+arXiv 1903.05134); the deepest teaches the others (Zhang et al., arXiv 1905.08094) as far as it knows more. A block's
+features do not depend on the depth at which the network ends: all depths share the statistics of its BatchNorm.
 """
 
 import math
@@ -26,6 +26,7 @@ from odn.stage import Stage
 from odn.tasks import Task
 
 KEPT = "all_depths"
+_LEAST = 1e-8  # of a loss that another is divided by
 
 
 @final
@@ -64,11 +65,14 @@ class AllDepthsLoss:
         other = config.other_share
         *shallow, deep = model(x, dict.fromkeys(depths[:-1], other) | {depths[-1]: config.deep_share})
         wanted = deep.detach()
-        loss = self._on_labels(deep, targets)
+        loss = best = self._on_labels(deep, targets)
         for outputs in shallow:
-            loss = loss + (1 - config.soft_share) * self._on_labels(outputs, targets)
+            own = self._on_labels(outputs, targets)
+            # A teacher that knows no more than its pupil, as early in training, has nothing to teach.
+            share = config.soft_share * (1 - best.detach() / own.detach().clamp_min(_LEAST)).clamp(0, 1)
+            loss = loss + (1 - share) * own
             if config.soft_share:
-                loss = loss + config.soft_share * soft_loss(self.task, outputs, wanted, config.temperature)
+                loss = loss + share * soft_loss(self.task, outputs, wanted, config.temperature)
         if isinstance(model, DistributedDataParallel):
             # The processes wait for the gradient of every weight, also of the heads that were not drawn.
             network = model.module

@@ -50,7 +50,7 @@ def specialize_command(
         The exit code.
     """
     from odn.choosing import Constraints
-    from odn.config import CompressConfig, ExportConfig, check_target
+    from odn.config import ExportConfig, check_target
     from odn.devices import read_device_table
     from odn.display import Display, print_rows
     from odn.flags import compression, listed
@@ -60,6 +60,9 @@ def specialize_command(
     if target is not None:
         check_target(target)
     bound, quantised = compression(compress)
+    config = read_run_config(run / "config.toml")
+    # How to compress is the run's own setting, how far is asked anew.
+    unasked = {name: type(getattr(config.compress, name))() for name in config.compress.asked}
     constraints = Constraints(
         target=target or 0.0,
         within=-1.0 if within is None else within,
@@ -74,10 +77,10 @@ def specialize_command(
         device=read_device_table(device) if device else None,
         out=out,
         finetune_epochs=finetune_epochs,
-        compress=CompressConfig(**bound),
+        compress=dataclasses.replace(config.compress, **{**unasked, **bound}),
         export=ExportConfig(to=(*listed(to), *quantised)),
         force=force,
-        watch=Display(read_run_config(run / "config.toml")).watch,
+        watch=Display(config).watch,
     )
     if json:
         depths = [

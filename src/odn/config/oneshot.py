@@ -18,7 +18,8 @@ class OneShotConfig:
         deep_share: factor on the gradient that the deepest head sends back into the blocks, above 0; every head itself
             learns at the full rate.
         other_share: likewise of every other head of a step.
-        soft_share: of the deepest head's opinion in the loss of the others, in [0, 1]; the labels have the rest.
+        soft_share: of the deepest head's opinion in the loss of the others, in [0, 1], times the share by which its
+            own loss on a batch is below theirs; the labels have the rest.
         temperature: by which logits are divided where they are compared with the deepest head's, above 0.
     """
 
@@ -26,7 +27,7 @@ class OneShotConfig:
     depths_per_step: int = 0
     deep_share: float = 1.0
     other_share: float = 1.0
-    soft_share: float = 0.0
+    soft_share: float = 1.0
     temperature: float = 2.0
 
     def __post_init__(self) -> None:
