@@ -106,7 +106,7 @@ def test_the_deepest_head_teaches_the_others_as_far_as_it_knows_more(wrong):
     shallow, deep = whole(x)
     labels = [task_loss("classification", outputs, y, label_smoothing=0.1) for outputs in (shallow, deep)]
     soft = soft_loss("classification", shallow, deep.detach(), 3.0)
-    share = 0.3 * max(0.0, 1 - float(labels[1] / labels[0]))
+    share = 0.3 * max(0.0, 1 - labels[1].item() / labels[0].item())
     assert (share > 0.1) == (wrong == 0)
     torch.testing.assert_close(loss, labels[1] + (1 - share) * labels[0] + share * soft)
     whole.zero_grad()
