@@ -16,6 +16,7 @@ from odn.checkpoint import Checkpoints
 from odn.cli import main
 from odn.config import ExpandConfig, OneShotConfig
 from odn.curve import curve_of, curve_result
+from odn.devices import write_device_table
 from odn.engine import evaluate, evaluate_depths, finish
 from odn.errors import UsageError
 from odn.expansion import expand
@@ -26,6 +27,7 @@ from odn.oneshot import AllDepthsLoss, train_all_depths, train_all_depths_epochs
 from odn.records import EpochRecord
 from odn.storage import load_partitioned, save_network
 from test_cli import without_times
+from test_devices import TABLE
 from test_durable import Killed, die_after, untimed
 from test_expansion import TRAINING, UNREACHABLE, network, same, state
 from test_network import by_hand
@@ -330,6 +332,20 @@ def test_what_stands_there_is_not_replaced_unasked(odn, refused, finished, tmp_p
     assert odn("specialize", finished, "--within", 0.9, "--out", out)[0] == 0
     assert f"{out} exists; replace it with --force" in refused("specialize", finished, "--out", out, code=2)
     assert odn("specialize", finished, "--within", 0.9, "--out", out, "--force")[0] == 0
+
+
+def test_a_device_table_decides_the_depth_and_the_file(odn, refused, finished, tmp_path):
+    table, out = tmp_path / "table.json", tmp_path / "small"
+    write_device_table(TABLE, table)
+    bounded = ("specialize", finished, "--max-latency-ms", TABLE.predict_ms(4), "--device", table, "--out", out)
+    assert "measured in onnx, the artifact gets torch, int8; add --to onnx" in refused(*bounded, "--to", "int8", code=2)
+    code, text, err = odn(*bounded, "--json")
+    assert code == 0, err
+    assert json.loads(text)["depth"] <= 4
+    assert (out / "artifact" / "model.onnx").is_file()
+    write_device_table(dataclasses.replace(TABLE, runtime="torch"), table)
+    assert odn(*bounded, "--force")[0] == 0
+    assert not (out / "artifact" / "model.onnx").exists()
 
 
 @pytest.mark.parametrize(

@@ -14,11 +14,12 @@ from conftest import stripes, tiny_data
 from odn.calibration import _temperature, calibrate, read_routing
 from odn.cli import main
 from odn.data import shared_samples
-from odn.devices import DeviceTable
+from odn.devices import DeviceTable, write_device_table
 from odn.errors import OdnError, UsageError
 from odn.gates import POLICIES, Costs, Exit, Route, confidence, depths_left, follow, probabilities
 from odn.network import PartitionedNetwork
 from odn.routing import RoutedNetwork, costs_of, logits_of, route
+from test_devices import TABLE
 from test_expansion import network
 from test_network import by_hand
 
@@ -384,6 +385,12 @@ def test_a_damaged_routing_file_is_told(refused, finished, tmp_path):
 )
 def test_wrong_requests(refused, finished, flags, text):
     assert text in refused("route", finished, *flags, code=2)
+
+
+def test_a_table_of_another_runtime_is_refused(refused, finished, tmp_path):
+    write_device_table(dataclasses.replace(TABLE, runtime="torch"), tmp_path / "table.json")
+    text = refused("route", finished, "--mean-ms", 1, "--device", tmp_path / "table.json", code=2)
+    assert "the device table was measured in torch, the stages run in onnx; measure one with: odn profile" in text
 
 
 def test_a_run_that_grew_cannot_be_routed(odn, refused, npz, tmp_path):

@@ -55,11 +55,16 @@ def route_run(
         What was found; it stands in ``RUN/routing.json`` too.
 
     Raises:
-        UsageError: when the depths of the run were not trained together.
+        UsageError: when the depths of the run were not trained together, or the table is of another runtime.
         OdnError: when the run is not finished, or the stages do not give what PyTorch gives.
     """
     begin = time.perf_counter()
     require_extra("onnxruntime", "onnx", "routing")
+    if device is not None and device.runtime != "onnx":
+        raise UsageError(
+            f"the device table was measured in {device.runtime}, the stages run in onnx; measure one with: "
+            f"odn profile {path} --latency --runtime onnx"
+        )
     config = read_run_config(path / "config.toml")
     outcome_of(path, config)
     if not together(read_history(path / "history.jsonl")):

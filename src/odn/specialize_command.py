@@ -41,7 +41,7 @@ def specialize_command(
         device: its table of latencies, as odn profile --latency writes it.
         finetune_epochs: epochs over which the network is annealed on its own.
         compress: narrow it in the end, as for odn run.
-        to: further runtimes that the artifact gets files for, e.g. onnx,int8.
+        to: further runtimes that the artifact gets files for, e.g. onnx,int8 [default: that of the device table].
         out: directory that receives everything, a run of its own [default: RUN/specialized/depth_00D].
         force: replace what stands there.
         json: print every depth and what became of it as JSON.
@@ -78,7 +78,7 @@ def specialize_command(
         out=out,
         finetune_epochs=finetune_epochs,
         compress=dataclasses.replace(config.compress, **{**unasked, **bound}),
-        export=ExportConfig(to=(*listed(to), *quantised)),
+        export=ExportConfig(to=runtimes) if (runtimes := (*listed(to), *quantised)) else None,
         force=force,
         watch=Display(config).watch,
     )

@@ -68,7 +68,7 @@ def specialize(
         out: receives everything, as a run directory of its own; None means ``RUN/specialized/depth_00D``.
         finetune_epochs: epochs over which the network is annealed on its own; 0 takes it as it is.
         compress: narrow it in the end.
-        export: files for further runtimes.
+        export: files for further runtimes; None writes the one for the runtime of the device.
         force: replace what stands at ``out``.
         watch: runs the training generators.
 
@@ -76,7 +76,8 @@ def specialize(
         What was chosen, and why.
 
     Raises:
-        UsageError: when a latency is bounded without a device, the device is of another network, or ``out`` is taken.
+        UsageError: when a latency is bounded without a device, the device is of another network or of a runtime that is
+            not exported to, or ``out`` is taken.
         OdnError: when training has not finished, or nothing fits; with what is possible.
     """
     begin = time.perf_counter()
@@ -88,6 +89,12 @@ def specialize(
     if constraints.max_latency_ms and device is None:
         raise UsageError(
             "--max-latency-ms needs --device TABLE.json; measure one with: odn profile RUN --latency --out TABLE.json"
+        )
+    export = export or ExportConfig(to=_files_for(device))
+    if device is not None and not set(_files_for(device)) <= set(export.to):
+        raise UsageError(
+            f"the device table was measured in {device.runtime}, the artifact gets {', '.join(('torch', *export.to))}; "
+            f"add --to {device.runtime}, or measure another one with: odn profile {run} --latency --runtime torch"
         )
     curve = curve_of(result.records)
     rows = choose(candidates(run, curve, device), constraints)
@@ -102,7 +109,7 @@ def specialize(
         expand=dataclasses.replace(config.expand, target_accuracy=goal or config.expand.target_accuracy),
         finetune=dataclasses.replace(config.finetune, epochs=finetune_epochs),
         compress=compress or CompressConfig(),
-        export=export or ExportConfig(),
+        export=export,
     )
     data = reload_data(config, run)
     _begin(run, directory, config, depth, data)
@@ -119,6 +126,11 @@ def specialize(
         rows=tuple(rows),
         seconds=time.perf_counter() - begin,
     )
+
+
+def _files_for(device: DeviceTable | None) -> tuple[str, ...]:
+    """Say what a network needs besides PyTorch's weights to run as a device table was measured."""
+    return () if device is None or device.runtime == "torch" else (device.runtime,)
 
 
 def candidates(run: Path, curve: Curve, device: DeviceTable | None = None) -> list[Candidate]:
