@@ -67,6 +67,7 @@ def measure(config: RunConfig, data: Data, run: Path, seconds: float, unit: str)
     """
     train_run(config, run, resume=(run / "config.toml").is_file())
     if not (run / "artifact").is_dir():
+        command("extract", run)
         command("export", run, "--to", "onnx")
     goal: list[object] = ["--max-drop", MAX_DROP]
     if unit == "ms":

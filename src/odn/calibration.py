@@ -82,6 +82,19 @@ class Routing:
     seconds: float
 
 
+def in_words(cost: float, unit: str) -> str:
+    """Say what an input takes.
+
+    Args:
+        cost: as in ``Routing``.
+        unit: of it: ``macs`` or ``ms``.
+
+    Returns:
+        A number and its unit.
+    """
+    return f"{cost:,.4g} ms" if unit == "ms" else f"{cost / 1e6:,.2f} M MACs"
+
+
 def write_routing(routing: Routing, run: Path) -> None:
     """Write what calibration found to a run directory.
 

@@ -68,7 +68,10 @@ def timeline(records: Sequence[EpochRecord], target: float | None) -> str:
     for number, stage in enumerate(stages):
         first = records[stage[0]]
         color = _GREEN if first.verb != "expand" else (_BLUE, _ORANGE)[first.depth % 2]
-        axis.plot([i + 1 for i in stage], [records[i].valid_score for i in stage], marker=".", color=color)
+        epochs = [i + 1 for i in stage]
+        for scores in zip(*(records[i].scores for i in stage), strict=True):
+            axis.plot(epochs, scores, color=color, linewidth=0.6, alpha=0.5)
+        axis.plot(epochs, [records[i].valid_score for i in stage], marker=".", color=color)
         if number:
             axis.axvline(stage[0] + 0.5, color="#cccccc", linewidth=0.8)
         names = {"expand": f"depth {first.depth}", "lookback": f"back to {first.depth}", "oneshot": "all depths"}

@@ -80,7 +80,8 @@ def render_page(
             "before fine-tuning, with its 95 % interval; the bars are the MACs of one input.</p>"
             "<h2>Growth</h2>"
             + timeline(records, figures["target_accuracy"])
-            + f'<p class="note">Validation score ({escape(metric)}) of the averaged weights after every epoch.</p>'
+            + f'<p class="note">Validation score ({escape(metric)}) of the averaged weights after every epoch; where '
+            "all depths are trained at once thin lines are the depths and the thick one their mean.</p>"
         )
     test = "not measured" if dataset["test"] is None else f"{dataset['test']:,}"
     return _PAGE.substitute(

@@ -46,6 +46,7 @@ def route_command(
             raise UsageError(f"{name} is {value}; allowed: {allowed}")
     if (mean_ms is not None and device is None) or (mean_macs is not None and device is not None):
         raise UsageError("--mean-ms goes with --device TABLE.json, --mean-macs without; see odn profile --latency")
+    from odn.calibration import in_words
     from odn.devices import read_device_table
     from odn.routed_artifact import route_run
 
@@ -62,18 +63,18 @@ def route_command(
 
         print_json(asdict(found))
         return DONE
-    unit = "ms" if found.unit == "ms" else "MACs"
+    mean, full, static = (in_words(cost, found.unit) for cost in (found.mean_cost, found.full_cost, found.static_cost))
     depths = ", ".join(str(exit_.depth) for exit_ in found.exits) or "none"
     print(
         f"{found.policy}, exits at {depths} of {found.last}: valid {found.accuracy:.4f}, full depth "
-        f"{found.full_accuracy:.4f}; {found.mean_cost:,.4g} {unit} in the mean, full depth {found.full_cost:,.4g}"
+        f"{found.full_accuracy:.4f}; {mean} in the mean, full depth {full}"
     )
     if found.worthwhile:
-        print(f"as accurate without exits: depth {found.static_depth} at {found.static_cost:,.4g} {unit}")
+        print(f"as accurate without exits: depth {found.static_depth} at {static}")
     else:
         print(
             f"the static network of depth {found.static_depth} is as accurate ({found.static_accuracy:.4f}) for "
-            f"{found.static_cost:,.4g} {unit}, no more: take that one, odn specialize {run}"
+            f"{static}, no more: take that one, odn specialize {run}"
         )
     print(f"stages added to {run / 'artifact'}; next: odn report {run}")
     return DONE

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from html import escape
 from typing import Any
 
+from odn.calibration import in_words
+
 
 @dataclass(frozen=True, kw_only=True)
 class Picture:
@@ -36,15 +38,15 @@ def render_routing(routing: dict[str, Any] | None, pictures: Sequence[Picture]) 
     """
     if routing is None:
         return ""
-    unit = "ms" if routing["unit"] == "ms" else "MACs"
+    unit = routing["unit"]
     text = (
         f"Easy inputs leave early ({routing['policy']}). On {routing['samples']:,} validation samples that it was not "
-        f"fitted on the route is right on {routing['accuracy']:.4f} for {routing['mean_cost']:,.4g} {unit} in the "
-        f"mean, the full depth on {routing['full_accuracy']:.4f} for {routing['full_cost']:,.4g}. "
+        f"fitted on the route is right on {routing['accuracy']:.4f} for {in_words(routing['mean_cost'], unit)} in the "
+        f"mean, the full depth on {routing['full_accuracy']:.4f} for {in_words(routing['full_cost'], unit)}. "
     )
     static = (
         f"depth {routing['static_depth']} alone is right on {routing['static_accuracy']:.4f} for "
-        f"{routing['static_cost']:,.4g} {unit}"
+        f"{in_words(routing['static_cost'], unit)}"
     )
     better = (
         "The shallowest static network that is as accurate costs more"
@@ -55,7 +57,7 @@ def render_routing(routing: dict[str, Any] | None, pictures: Sequence[Picture]) 
     rows = ""
     if routing["test"] is not None:
         test = routing["test"]
-        text += f" On the test split: {test['accuracy']:.4f} for {test['mean_cost']:,.4g} {unit}"
+        text += f" On the test split: {test['accuracy']:.4f} for {in_words(test['mean_cost'], unit)}"
         if test["by_depth"]:
             text += "; " + ", ".join(f"depth {depth} alone {score:.4f}" for depth, score in test["by_depth"].items())
         text += "."
