@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from statistics import fmean
+from typing import NamedTuple
 
 import odn
 from benchmarks.common import ROOT, Cells, Row, cifar_folder, parse, write_page
@@ -33,38 +34,49 @@ from odn.tables import to_table
 from odn.training import train_run
 
 
+class Training(NamedTuple):
+    """A dataset and a backbone.
+
+    Attributes:
+        dataset: its name.
+        backbone: its name.
+        depths: that are trained alone, the full one last.
+        train_limit: training images.
+    """
+
+    dataset: str
+    backbone: str
+    depths: tuple[int, ...]
+    train_limit: int
+
+
 @dataclass(frozen=True, kw_only=True)
 class Plan:
     """What is measured.
 
     Attributes:
-        grid: dataset, backbone, and the depths that are trained alone.
+        grid: the trainings.
         seeds: of data, weights, order and augmentation.
         epochs: of every training.
-        train_limit: training images.
         seconds: spent on timing each part of a backbone.
     """
 
-    grid: tuple[tuple[str, str, tuple[int, ...]], ...]
+    grid: tuple[Training, ...]
     seeds: tuple[int, ...] = (0, 1, 2)
     epochs: int = 12
-    train_limit: int = 4_000
     seconds: float = 0.3
 
 
 MARGIN = 0.01
 OF_8, OF_27 = (1, 2, 4, 6, 8), (1, 9, 18, 27)
+NAMES = ("fashion-mnist", "mnist", "cifar10_jpeg")
 FULL = Plan(
     grid=(
-        ("fashion-mnist", "resnet18", OF_8),
-        ("mnist", "resnet18", OF_8),
-        ("cifar10_jpeg", "resnet18", OF_8),
-        ("fashion-mnist", "cifar_resnet56", OF_27),
-        ("mnist", "cifar_resnet56", OF_27),
-        ("cifar10_jpeg", "cifar_resnet56", OF_27),
+        *(Training(name, "resnet18", OF_8, 4_000) for name in NAMES),
+        *(Training(name, "cifar_resnet56", OF_27, 2_000) for name in NAMES),
     )
 )
-QUICK = Plan(grid=(("fashion-mnist", "resnet18", (1, 8)),), seeds=(0,), epochs=2, train_limit=1_000, seconds=0.02)
+QUICK = Plan(grid=(Training("fashion-mnist", "resnet18", (1, 8), 1_000),), seeds=(0,), epochs=2, seconds=0.02)
 BARS = {
     "accuracy_minus_alone_mean": ">= -0.002",
     "cost_vs_each_alone": "<= 0.35",
@@ -92,31 +104,30 @@ COLUMNS = (
 )
 
 
-def settings(dataset: str, backbone: str, seed: int, plan: Plan, data_dir: Path) -> RunConfig:
+def settings(training: Training, seed: int, epochs: int, data_dir: Path) -> RunConfig:
     """Write down a run of all depths.
 
     Args:
-        dataset: its name.
-        backbone: its name.
+        training: dataset and backbone.
         seed: of everything.
-        plan: epochs and images.
+        epochs: of the training.
         data_dir: where the datasets lie.
 
     Returns:
         Every setting.
     """
-    jpeg = dataset == "cifar10_jpeg"
-    augment = DATASETS["cifar10" if jpeg else dataset].augment
+    jpeg = training.dataset == "cifar10_jpeg"
+    augment = DATASETS["cifar10" if jpeg else training.dataset].augment
     return complete(
         {
-            "dataset": str(cifar_folder(data_dir)) if jpeg else dataset,
+            "dataset": str(cifar_folder(data_dir)) if jpeg else training.dataset,
             "data_dir": str(data_dir),
-            "backbone": backbone,
+            "backbone": training.backbone,
             "mode": "one-shot",
             "seed": seed,
-            "data": {"train_limit": plan.train_limit},
+            "data": {"train_limit": training.train_limit},
             "augment": to_table(augment),
-            "oneshot": {"epochs": plan.epochs},
+            "oneshot": {"epochs": epochs},
             "expand": {"target_accuracy": 0.0},
         }
     )
@@ -239,6 +250,12 @@ def latencies(backbone: str, data: Data, seconds: float) -> Row:
     return {"depth": None, **table.check(), "seconds": round(time.perf_counter() - begin, 1)}
 
 
+def subsets(plan: Plan) -> str:
+    """Say how many training images each backbone sees."""
+    images = {training.backbone: training.train_limit for training in plan.grid}
+    return "Stratified subsets of " + " and ".join(f"{n:,} training images for `{name}`" for name, n in images.items())
+
+
 def summarise(rows: list[Row]) -> Row:
     """Compute the figures of the contract.
 
@@ -274,9 +291,10 @@ def main() -> None:
     plan = QUICK if options.quick else FULL
     cells = Cells(options.out, summarise)
     runs = ROOT / "runs" / ("oneshot_quick" if options.quick else "oneshot")
-    for dataset, backbone, depths in plan.grid:
+    for training in plan.grid:
+        dataset, backbone, depths, _ = training
         for seed in plan.seeds:
-            config = settings(dataset, backbone, seed, plan, options.data_dir)
+            config = settings(training, seed, plan.epochs, options.data_dir)
             data = load_run_data(config)
             run = runs / f"{dataset}-{backbone}-{seed}"
             key: Row = {"dataset": dataset, "backbone": backbone, "seed": seed}
@@ -301,7 +319,7 @@ def main() -> None:
         {**row, **{name: None for name in ("valid", "test") if isinstance(row.get(name), list)}} for row in cells.rows
     ]
     text = (
-        f"Stratified subsets of {plan.train_limit:,} training images, {plan.epochs} epochs for every training. "
+        f"{subsets(plan)}, {plan.epochs} epochs for every training. "
         "`together` is one training of all depths, whose accuracies by depth are in the JSON file; its `cost_ratio` is "
         "its multiply-accumulates over those of training every depth alone. `alone` is one depth from scratch with the "
         "same schedule. `expansion` is `odn run --mode expand` with its defaults for a target of "

@@ -19,7 +19,7 @@ import numpy as np
 
 import odn
 from benchmarks.common import ROOT, Cells, Row, parse, write_page
-from benchmarks.oneshot import FULL, QUICK, settings
+from benchmarks.oneshot import FULL, QUICK, settings, subsets
 from odn.calibration import read_routing
 from odn.data import Data
 from odn.judging import write_inputs
@@ -165,21 +165,22 @@ def main() -> None:
     plan = QUICK if options.quick else FULL
     cells = Cells(options.out, summarise)
     runs = ROOT / "runs" / ("oneshot_quick" if options.quick else "oneshot")
-    for dataset, backbone, _ in plan.grid:
+    for training in plan.grid:
+        dataset, backbone = training[:2]
         for seed in plan.seeds:
-            config = settings(dataset, backbone, seed, plan, options.data_dir)
+            config = settings(training, seed, plan.epochs, options.data_dir)
             data = load_run_data(config)
             run = runs / f"{dataset}-{backbone}-{seed}"
             for unit in ("ms", "macs"):
                 key: Row = {"dataset": dataset, "backbone": backbone, "seed": seed, "counted_in": unit}
                 cells.run(key, partial(measure, config, data, run, plan.seconds, unit))
-            shutil.rmtree(run / "artifact")
+            shutil.rmtree(run / "artifact", ignore_errors=True)
     cells.save()
     bars: list[Row] = [
         {"figure": name, "bar": BARS[name], "measured": value} for name, value in summarise(cells.rows).items()
     ]
     text = (
-        f"Trainings of `benchmarks.oneshot`: {plan.train_limit:,} training images, {plan.epochs} epochs. Exits are "
+        f"Trainings of `benchmarks.oneshot`. {subsets(plan)}, {plan.epochs} epochs. Exits are "
         f"calibrated on validation images (`odn route --max-drop {MAX_DROP}`), once with costs in milliseconds of a "
         "device table and once in multiply-accumulates; accuracies are those of the ONNX files on the test split. "
         "`static` is the shallowest depth of the same training that is as accurate as the route on validation images. "
