@@ -24,21 +24,28 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import tomli_w
 from PIL import Image
 
 import odn
 from benchmarks.common import ROOT, Cells, Row, parse, write_page
+from odn.calibration import read_routing
 from odn.checkpoint import Checkpoints
+from odn.devices import DeviceTable, check_device, read_device_table, write_device_table
 from odn.expansion import expand_epochs
 from odn.flags import Flags
+from odn.gates import Exit, Route
 from odn.images import decode, image_warnings
 from odn.predicting import predict_files
 from odn.pruning import prune, sizes_of
 from odn.records import read_history
+from odn.routing_page import render_routing
+from odn.runtimes import routed
 from odn.stage import Stage
 from odn.starting import Probe, Start, first_depth, read_start, write_start
 from odn.storage import load_network, save_network
+from odn.tables import to_table
 
 HANG_SECONDS = 5
 MOST_BYTES = 1024**3
@@ -298,6 +305,114 @@ def attack_start(folder: Path, chance: random.Random) -> Callable[[], object]:
     return resume
 
 
+def attack_device(folder: Path, chance: random.Random) -> Callable[[], object]:
+    """Damage a device table.
+
+    Args:
+        folder: a copy of the corpus.
+        chance: the source of randomness.
+
+    Returns:
+        What reads it and predicts by it.
+    """
+    path = folder / "device.json"
+    table = DeviceTable(
+        backbone="cifar_resnet20",
+        width=0.25,
+        input_shape=(1, SIDE, SIDE),
+        classes=CLASSES,
+        runtime="onnx",
+        threads=1,
+        machine={"processor": "a processor"},
+        versions={"onnxruntime": "1.0"},
+        date="2026-01-01T00:00:00+00:00",
+        call_ms=0.01,
+        stem_ms=0.1,
+        blocks_ms=(0.2,) * 9,
+        heads_ms=(0.05,) * 9,
+        whole_ms={"1": 0.3, "9": 1.5},
+        held_out_ms={"3": 0.6, "5": 0.9},
+    )
+    write_device_table(table, path)
+    damaged_json(path, chance) if chance.random() < 0.7 else path.write_bytes(mutate_bytes(path.read_bytes(), chance))
+
+    def predict() -> None:
+        found = read_device_table(path)
+        found.check()
+        check_device(found, "cifar_resnet20", 0.25, (1, SIDE, SIDE), CLASSES)
+        for depth in range(1, 10):
+            found.predict_ms(depth)
+
+    return predict
+
+
+def attack_routed(folder: Path, chance: random.Random) -> Callable[[], object]:
+    """Damage stages with exits, mostly with checksums that fit, or what calibration left in a run.
+
+    Args:
+        folder: a copy of the corpus.
+        chance: the source of randomness.
+
+    Returns:
+        What runs them, or reads and shows that.
+    """
+    directory = folder / "stages"
+    write_toy_stages(directory)
+    if chance.random() < 0.3:
+        route = json.loads((directory / "routed.json").read_text())["route"]
+        figures = dict.fromkeys(("accuracy", "full_accuracy", "static_accuracy"), 0.9)
+        costs = dict.fromkeys(("mean_cost", "full_cost", "static_cost", "seconds"), 5.0)
+        known = {"samples": 100, "static_depth": 2, "costs": [1.0, 2.0], "unit": "macs", "worthwhile": True}
+        path = folder / "run" / "routing.json"
+        path.write_text(json.dumps({**route, **figures, **costs, **known}))
+        damaged_json(path, chance)
+        return lambda: render_routing({**to_table(read_routing(folder / "run")), "test": None}, ())
+    path = directory / chance.choice(("routed.json", "routed/stage_1.onnx", "routed/stage_2.onnx"))
+    if path.suffix == ".json" and chance.random() < 0.7:
+        damaged_json(path, chance)
+    else:
+        path.write_bytes(mutate_bytes(path.read_bytes(), chance))
+    if path.suffix == ".onnx" and chance.random() < 0.8:
+        table = json.loads((directory / "routed.json").read_text())
+        table["sha256"] = [hashlib.sha256((directory / name).read_bytes()).hexdigest() for name in table["files"]]
+        (directory / "routed.json").write_text(json.dumps(table))
+    return lambda: routed.open_chain(directory, 1)(np.zeros((5, 1, SIDE, SIDE), np.uint8))
+
+
+def write_toy_stages(directory: Path) -> None:
+    """Write the smallest chain with an exit: two linear heads on the pixels.
+
+    Args:
+        directory: receives ``routed.json`` and the stages.
+    """
+    size = SIDE * SIDE
+    weights = np.random.default_rng(0).normal(size=(size, CLASSES)).astype(np.float32)
+    head = onnx.helper.make_node("MatMul", ["features", "w"], ["logits"])
+    first = [
+        onnx.helper.make_node("Cast", ["images"], ["pixels"], to=onnx.TensorProto.FLOAT),
+        onnx.helper.make_node("Flatten", ["pixels"], ["features"]),
+        head,
+    ]
+    floats, logits = (
+        onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, ["n", width])
+        for name, width in (("features", size), ("logits", CLASSES))
+    )
+    images = onnx.helper.make_tensor_value_info("images", onnx.TensorProto.UINT8, ["n", 1, SIDE, SIDE])
+    (directory / "routed").mkdir(parents=True)
+    names = ("routed/stage_1.onnx", "routed/stage_2.onnx")
+    for name, nodes, given, gives in (
+        (names[0], first, images, [floats, logits]),
+        (names[1], [head], floats, [logits]),
+    ):
+        graph = onnx.helper.make_graph(nodes, "toy", [given], gives, [onnx.numpy_helper.from_array(weights, "w")])
+        model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 18)], ir_version=9)
+        (directory / name).write_bytes(model.SerializeToString())
+    route = Route(policy="margin", exits=(Exit(depth=1, temperature=1.0, threshold=0.5),), last=2)
+    sums = tuple(hashlib.sha256((directory / name).read_bytes()).hexdigest() for name in names)
+    stages = routed.Stages(route=route, files=names, sha256=sums)
+    (directory / "routed.json").write_text(json.dumps(to_table(stages)))
+
+
 def attack_history(folder: Path, chance: random.Random) -> Callable[[], object]:
     """Damage the history of a run, by bytes or by value.
 
@@ -435,6 +550,8 @@ ATTACKS = {
     "network": attack_network,
     "state": attack_state,
     "start": attack_start,
+    "device": attack_device,
+    "routed": attack_routed,
     "history": attack_history,
     "npz": attack_archive,
     "image": attack_image,
