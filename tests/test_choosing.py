@@ -75,7 +75,15 @@ def test_every_depth_says_what_became_of_it():
         ),
         ({"target": 0.95, "max_macs": 2500}, "or --max-macs 2500 binds: with the rest as it is, 4,000 MACs at depth 4"),
         ({"max_latency_ms": 0.1}, "--max-latency-ms 0.1 binds: with the rest as it is, 0.5 ms at depth 1 is possible"),
-        ({"target": 0.99, "max_bytes": 5}, "--target, --max-bytes cannot be met even one at a time"),
+        (
+            {"target": 0.5, "max_parameters": 50, "max_macs": 500},
+            "--max-parameters 50 cannot be met even alone: 100 parameters at depth 1 is possible; or --max-macs 500",
+        ),
+        ({"target": 0.99, "max_bytes": 5}, "--target 0.99 cannot be met even alone: a validation score of 0.9700 at"),
+        (
+            {"target": 0.95, "max_macs": 2500, "max_latency_ms": 0.6},
+            "--target 0.95 binds: with the rest as it is, a validation score of 0.8000 at depth 1 is possible",
+        ),
     ],
 )
 def test_the_impossible_says_what_binds(asked, text):
@@ -87,9 +95,9 @@ def test_the_impossible_says_what_binds(asked, text):
 scores = st.lists(st.integers(0, 20).map(lambda n: n / 20), min_size=1, max_size=8)
 asked = st.builds(
     Constraints,
-    target=st.sampled_from([0.0, 0.3, 0.7, 1.0]),
-    max_parameters=st.sampled_from([0, 200, 500]),
-    max_macs=st.sampled_from([0, 1000, 4000]),
+    target=st.sampled_from([None, 0.0, 0.3, 0.7, 1.0]),
+    max_parameters=st.sampled_from([None, 200, 500]),
+    max_macs=st.sampled_from([None, 1000, 4000]),
 )
 
 
@@ -99,7 +107,7 @@ def test_the_choice_fits_and_nothing_better_fits(scores, constraints):
 
     def fits(candidate) -> bool:
         return (
-            candidate.valid_score >= constraints.target
+            candidate.valid_score >= (constraints.target or 0.0)
             and candidate.parameters <= (constraints.max_parameters or candidate.parameters)
             and candidate.macs <= (constraints.max_macs or candidate.macs)
         )
@@ -112,7 +120,7 @@ def test_the_choice_fits_and_nothing_better_fits(scores, constraints):
     rows = choose(ladder, constraints)
     best = ladder[chosen(rows) - 1]
     assert best in fitting
-    if constraints.target:
+    if constraints.target is not None:
         assert best.depth == fitting[0].depth
     else:
         assert best.valid_score == max(candidate.valid_score for candidate in fitting)
@@ -124,8 +132,15 @@ def test_the_choice_fits_and_nothing_better_fits(scores, constraints):
 def test_what_is_offered_instead_is_possible(scores, constraints):
     ladder = candidates(*scores)
     assume(constraints.given)
-    loose = Constraints(target=constraints.target and min(constraints.target, max(scores)))
+    loose = Constraints(target=None if constraints.target is None else min(constraints.target, max(scores)))
     assert chosen(choose(ladder, loose)) <= len(ladder)
     tight = dataclasses.replace(loose, max_parameters=1)
-    with pytest.raises(OdnError, match="100 parameters" if not loose.target else "parameters at depth"):
+    with pytest.raises(OdnError, match="100 parameters" if loose.target is None else "parameters at depth"):
         choose(ladder, tight)
+
+
+def test_scores_below_zero_are_scores():
+    ladder = candidates(-0.05, 0.3)
+    assert chosen(choose(ladder, Constraints(max_parameters=100))) == 1
+    assert chosen(choose(ladder, Constraints(within=0.3))) == 2
+    assert chosen(choose(candidates(0.0, 0.3), Constraints(within=0.3))) == 1

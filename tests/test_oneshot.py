@@ -332,6 +332,12 @@ def test_what_stands_there_is_not_replaced_unasked(odn, refused, finished, tmp_p
     assert odn("specialize", finished, "--within", 0.9, "--out", out)[0] == 0
     assert f"{out} exists; replace it with --force" in refused("specialize", finished, "--out", out, code=2)
     assert odn("specialize", finished, "--within", 0.9, "--out", out, "--force")[0] == 0
+    assert "holds the run itself" in refused("specialize", finished, "--out", finished, "--force", code=2)
+    assert "holds the run itself" in refused("specialize", finished, "--out", finished.parent, "--force", code=2)
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "chapter.txt").write_text("x")
+    text = refused("specialize", finished, "--out", tmp_path / "thesis", "--force", code=2)
+    assert "exists and is not a run directory; choose another place with --out" in text
 
 
 def test_a_device_table_decides_the_depth_and_the_file(odn, refused, finished, tmp_path):
@@ -355,7 +361,9 @@ def test_a_device_table_decides_the_depth_and_the_file(odn, refused, finished, t
         (("--target", 93), 2, "for 93.0 % write 0.93"),
         (("--target", 0.9, "--within", 0.1), 2, "--target and --within exclude each other"),
         (("--within", 2), 2, "--within is 2.0; allowed: 0 to below 1"),
+        (("--within", -0.1), 2, "--within is -0.1; allowed: 0 to below 1"),
         (("--max-macs", -5), 2, "--max-macs is -5; allowed: above 0"),
+        (("--max-parameters", 0), 2, "--max-parameters is 0; allowed: above 0"),
         (("--max-latency-ms", 1), 2, "--max-latency-ms needs --device TABLE.json; measure one with: odn profile RUN"),
         (("--device", "nowhere.json"), 1, "nowhere.json"),
         (("--to", "tflite"), 2, "unknown runtime 'tflite'"),

@@ -40,37 +40,49 @@ class Candidate:
 
 @dataclass(frozen=True, kw_only=True)
 class Constraints:
-    """What a network has to fit; 0 does not bind.
+    """What a network has to fit; None does not bind.
 
     Attributes:
         target: validation score to hold.
-        within: how far below the best score of all depths it may stay; negative does not bind.
+        within: how far below the best score of all depths it may stay.
         max_parameters: most weights.
         max_macs: most multiply-accumulates of one input.
         max_bytes: most bytes of its weights on disk.
         max_latency_ms: most milliseconds of one input on the device.
     """
 
-    target: float = 0.0
-    within: float = -1.0
-    max_parameters: int = 0
-    max_macs: int = 0
-    max_bytes: int = 0
-    max_latency_ms: float = 0.0
+    target: float | None = None
+    within: float | None = None
+    max_parameters: int | None = None
+    max_macs: int | None = None
+    max_bytes: int | None = None
+    max_latency_ms: float | None = None
 
     def __post_init__(self) -> None:
-        require(self.target <= 1, f"--target is {self.target}; allowed: a fraction above 0 and at most 1")
-        require(self.within < 1, f"--within is {self.within}; allowed: 0 to below 1, e.g. 0.005")
-        require(not (self.target and self.within >= 0), "--target and --within exclude each other; give one of them")
+        if self.target is not None:
+            require(self.target <= 1, f"--target is {self.target}; allowed: a fraction above 0 and at most 1")
+        if self.within is not None:
+            require(0 <= self.within < 1, f"--within is {self.within}; allowed: 0 to below 1, e.g. 0.005")
+            require(self.target is None, "--target and --within exclude each other; give one of them")
         for name, _, _ in _COSTS:
             value = getattr(self, name)
-            require(value >= 0, f"--{name.replace('_', '-')} is {value}; allowed: above 0")
+            require(value is None or value > 0, f"{_flag(name)} is {value}; allowed: above 0")
 
     @property
     def given(self) -> list[str]:
         """Names of those that bind."""
-        names = ["target"] if self.target else ["within"] if self.within >= 0 else []
-        return [*names, *(name for name, _, _ in _COSTS if getattr(self, name))]
+        return [name for name in ("target", "within", *(cost[0] for cost in _COSTS)) if getattr(self, name) is not None]
+
+    def goal(self, best: float) -> float | None:
+        """Return the validation score to hold, or None where any will do.
+
+        Args:
+            best: score of all depths.
+
+        Returns:
+            The target, or what ``within`` allows.
+        """
+        return self.target if self.within is None else best - self.within
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,13 +115,13 @@ def choose(candidates: Sequence[Candidate], constraints: Constraints) -> list[Ju
         OdnError: when none fits; it says which constraint binds, and what is possible.
     """
     best = max(candidate.valid_score for candidate in candidates)
-    goal = constraints.target or (best - constraints.within if constraints.within >= 0 else 0.0)
+    goal = constraints.goal(best)
     broken = {candidate.depth: _broken(candidate, constraints, goal) for candidate in candidates}
     fitting = [candidate for candidate in candidates if not broken[candidate.depth]]
     if not fitting:
         raise OdnError(_impossible(candidates, constraints, goal))
     # max() keeps the first of equals: the shallowest.
-    chosen = fitting[0] if goal else max(fitting, key=lambda candidate: candidate.valid_score)
+    chosen = fitting[0] if goal is not None else max(fitting, key=lambda candidate: candidate.valid_score)
     rows = []
     for candidate in candidates:
         better = next((other for other in candidates if _dominates(other, candidate)), None)
@@ -121,7 +133,7 @@ def choose(candidates: Sequence[Candidate], constraints: Constraints) -> list[Ju
             reason = f"depth {better.depth} is as good and costs less"
             rows.append(Judged(candidate=candidate, verdict="dominated", reason=reason))
         else:
-            reason = "deeper than the target needs" if goal else f"{chosen.valid_score:.4f} is possible"
+            reason = "deeper than the target needs" if goal is not None else f"{chosen.valid_score:.4f} is possible"
             rows.append(Judged(candidate=candidate, verdict="front", reason=reason))
     return rows
 
@@ -131,37 +143,49 @@ def _dominates(other: Candidate, candidate: Candidate) -> bool:
     return other.depth < candidate.depth and other.valid_score >= candidate.valid_score
 
 
-def _broken(candidate: Candidate, constraints: Constraints, goal: float) -> list[str]:
+def _broken(candidate: Candidate, constraints: Constraints, goal: float | None) -> list[str]:
     """Name the constraints that a candidate breaks."""
     reasons = []
-    if candidate.valid_score < goal:
+    if goal is not None and candidate.valid_score < goal:
         reasons.append(f"{candidate.valid_score:.4f} is below {goal:.4f}")
     for name, figure, words in _COSTS:
         bound, value = getattr(constraints, name), getattr(candidate, figure)
-        if bound and value > bound:
+        if bound is not None and value > bound:
             reasons.append(f"{words.format(value)} are more than {bound:,}")
     return reasons
 
 
-def _impossible(candidates: Sequence[Candidate], constraints: Constraints, goal: float) -> str:
-    """Say which constraint binds, and the nearest that is possible with the others as they are."""
-    offers = []
-    for name in constraints.given:
-        others = Constraints(**{other: getattr(constraints, other) for other in constraints.given if other != name})
-        floor = 0.0 if name in ("target", "within") else goal
-        left = [candidate for candidate in candidates if not _broken(candidate, others, floor)]
-        if not left:
-            continue
-        if floor or name not in ("target", "within"):
-            _, figure, words = next(cost for cost in _COSTS if cost[0] == name)
-            nearest = min(left, key=lambda candidate: getattr(candidate, figure))
-            offer = words.format(getattr(nearest, figure))
-        else:
-            nearest = max(left, key=lambda candidate: candidate.valid_score)
-            offer = f"a validation score of {nearest.valid_score:.4f}"
-        flag, asked = name.replace("_", "-"), getattr(constraints, name)
-        offers.append(f"--{flag} {asked:g} binds: with the rest as it is, {offer} at depth {nearest.depth} is possible")
-    if not offers:
-        worst = ", ".join(f"--{name.replace('_', '-')}" for name in constraints.given)
-        offers = [f"{worst} cannot be met even one at a time"]
+def _impossible(candidates: Sequence[Candidate], constraints: Constraints, goal: float | None) -> str:
+    """Say which constraint binds, and the nearest that is possible with the others as they are, or else alone."""
+    given = constraints.given
+
+    def left(kept: Sequence[str]) -> list[Candidate]:
+        others = Constraints(**{name: getattr(constraints, name) for name in kept})
+        floor = goal if {"target", "within"} & set(kept) else None
+        return [candidate for candidate in candidates if not _broken(candidate, others, floor)]
+
+    def binds(name: str, how: str, among: Sequence[Candidate]) -> str:
+        return f"{_flag(name)} {getattr(constraints, name):g} {how} {_nearest(name, among)} is possible"
+
+    offers = [
+        binds(name, "binds: with the rest as it is,", fitting)
+        for name in given
+        if (fitting := left([other for other in given if other != name]))
+    ]
+    offers = offers or [binds(name, "cannot be met even alone:", candidates) for name in given if not left([name])]
+    offers = offers or [f"{', '.join(map(_flag, given))} contradict each other, whichever of them is left out"]
     return f"no depth fits; {'; or '.join(offers)}"
+
+
+def _nearest(name: str, candidates: Sequence[Candidate]) -> str:
+    """Say which of some candidates comes nearest to what a constraint asks."""
+    if name in ("target", "within"):
+        nearest = max(candidates, key=lambda candidate: candidate.valid_score)
+        return f"a validation score of {nearest.valid_score:.4f} at depth {nearest.depth}"
+    _, figure, words = next(cost for cost in _COSTS if cost[0] == name)
+    nearest = min(candidates, key=lambda candidate: getattr(candidate, figure))
+    return f"{words.format(getattr(nearest, figure))} at depth {nearest.depth}"
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")

@@ -69,12 +69,17 @@ def check_directory(config: RunConfig, path: Path, *, force: bool, resume: bool)
         if stored != config:
             raise UsageError(f"{path} was started with {difference(stored, config)}; leave that out to resume")
     elif path.is_dir() and any(path.iterdir()):
-        if not all((path / name).is_file() for name in ("config.toml", "data.json")):
+        if not is_run(path):
             raise UsageError(f"{path} exists and is not a run directory; choose another with --run")
         if not force:
             raise UsageError(f"{path} holds a run; continue it with --resume, replace it with --force, or choose --run")
     elif path.exists() and not path.is_dir():
         raise UsageError(f"{path} is a file; choose a directory with --run")
+
+
+def is_run(path: Path) -> bool:
+    """Tell whether a directory is that of a run."""
+    return all((path / name).is_file() for name in ("config.toml", "data.json"))
 
 
 def start_network(config: RunConfig, data: DataSpec, path: Path, *, resume: bool) -> PartitionedNetwork:

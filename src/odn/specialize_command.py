@@ -16,10 +16,10 @@ def specialize_command(
     *,
     target: float | None = None,
     within: float | None = None,
-    max_parameters: int = 0,
-    max_macs: int = 0,
-    max_bytes: int = 0,
-    max_latency_ms: float = 0.0,
+    max_parameters: int | None = None,
+    max_macs: int | None = None,
+    max_bytes: int | None = None,
+    max_latency_ms: float | None = None,
     device: Path | None = None,
     finetune_epochs: int = 0,
     compress: str | None = None,
@@ -64,8 +64,8 @@ def specialize_command(
     # How to compress is the run's own setting, how far is asked anew.
     unasked = {name: type(getattr(config.compress, name))() for name in config.compress.asked}
     constraints = Constraints(
-        target=target or 0.0,
-        within=-1.0 if within is None else within,
+        target=target,
+        within=within,
         max_parameters=max_parameters,
         max_macs=max_macs,
         max_bytes=max_bytes,

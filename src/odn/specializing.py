@@ -21,7 +21,7 @@ from odn.processes import training_device
 from odn.recipe import RunConfig, read_run_config
 from odn.records import read_history, write_history
 from odn.run import compress_run, export_run, finetune_run
-from odn.rundir import read_data_spec, reload_data, write_config
+from odn.rundir import is_run, read_data_spec, reload_data, write_config
 from odn.starting import read_start, write_start
 from odn.storage import load_network, save_network, tensors_of
 from odn.trained import load_depth, outcome_of
@@ -85,8 +85,8 @@ def specialize(
     config = read_run_config(run / "config.toml")
     result = outcome_of(run, config)
     if not constraints.given:
-        constraints = dataclasses.replace(constraints, target=result.target_accuracy)
-    if constraints.max_latency_ms and device is None:
+        constraints = dataclasses.replace(constraints, target=result.target_accuracy or None)
+    if constraints.max_latency_ms is not None and device is None:
         raise UsageError(
             "--max-latency-ms needs --device TABLE.json; measure one with: odn profile RUN --latency --out TABLE.json"
         )
@@ -100,13 +100,13 @@ def specialize(
     rows = choose(candidates(run, curve, device), constraints)
     depth = next(row.candidate.depth for row in rows if row.verdict == "chosen")
     directory = Path(out) if out else run / "specialized" / f"depth_{depth:03d}"
-    if directory.exists() and not force:
-        raise UsageError(f"{directory} exists; replace it with --force, or choose another place with --out")
-    best = max(record.valid_score for record in curve)
-    goal = constraints.target or (best - constraints.within if constraints.within >= 0 else 0.0)
+    _check_place(directory, run, force=force)
+    goal = constraints.goal(max(record.valid_score for record in curve))
     config = dataclasses.replace(
         config,
-        expand=dataclasses.replace(config.expand, target_accuracy=goal or config.expand.target_accuracy),
+        expand=dataclasses.replace(
+            config.expand, target_accuracy=max(goal or 0.0, 0.0) or config.expand.target_accuracy
+        ),
         finetune=dataclasses.replace(config.finetune, epochs=finetune_epochs),
         compress=compress or CompressConfig(),
         export=export,
@@ -167,6 +167,16 @@ def candidates(run: Path, curve: Curve, device: DeviceTable | None = None) -> li
             )
         )
     return rows
+
+
+def _check_place(directory: Path, run: Path, *, force: bool) -> None:
+    """Refuse to put the network where something else stands, above all the training that it is taken from."""
+    if run.resolve().is_relative_to(directory.resolve()):
+        raise UsageError(f"--out {directory} holds the run itself; choose another place")
+    if directory.is_dir() and any(directory.iterdir()) and not is_run(directory):
+        raise UsageError(f"{directory} exists and is not a run directory; choose another place with --out")
+    if directory.exists() and not force:
+        raise UsageError(f"{directory} exists; replace it with --force, or choose another place with --out")
 
 
 def _begin(run: Path, directory: Path, config: RunConfig, depth: int, data: Data) -> None:
