@@ -339,7 +339,10 @@ def attack_device(folder: Path, chance: random.Random) -> Callable[[], object]:
     def predict() -> None:
         found = read_device_table(path)
         found.check()
-        check_device(found, "cifar_resnet20", 0.25, (1, SIDE, SIDE), CLASSES)
+        spec = odn.NetworkSpec(
+            backbone="cifar_resnet20", width=0.25, input_shape=(1, SIDE, SIDE), classes=CLASSES, depth=1
+        )
+        check_device(found, spec, 9)
         for depth in range(1, 10):
             found.predict_ms(depth)
 

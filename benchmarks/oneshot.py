@@ -28,7 +28,7 @@ from odn.profiling import measure_device
 from odn.recipe import RunConfig
 from odn.records import read_history
 from odn.run import run as run_whole
-from odn.rundir import load_run_data
+from odn.rundata import load_run_data
 from odn.storage import load_partitioned
 from odn.tables import to_table
 from odn.training import train_run

@@ -25,7 +25,7 @@ from odn.data import Data
 from odn.judging import write_inputs
 from odn.oneshot import KEPT
 from odn.recipe import RunConfig
-from odn.rundir import load_run_data
+from odn.rundata import load_run_data
 from odn.runtimes import onnx, routed
 from odn.storage import load_partitioned
 from odn.training import train_run

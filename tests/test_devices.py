@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from odn.devices import DeviceTable, check_device, read_device_table, write_device_table
 from odn.errors import OdnError, UsageError
+from odn.spec import NetworkSpec
 from odn.stopwatch import time_in_turn
 
 TABLE = DeviceTable(
@@ -117,13 +118,16 @@ def test_what_is_no_table_is_refused(tmp_path, content):
         ({"width": 1.0}, "measured with width 0.25, the run has 1.0"),
         ({"input_shape": (3, 8, 8)}, r"measured with input_shape \(1, 8, 8\), the run has \(3, 8, 8\)"),
         ({"classes": 10}, "measured with classes 3, the run has 10"),
+        ({"task": "segmentation"}, "measured with task classification, the run has segmentation"),
     ],
 )
 def test_a_table_of_another_network_is_refused(other, text):
-    own = {"backbone": "cifar_resnet20", "width": 0.25, "input_shape": (1, 8, 8), "classes": 3}
-    check_device(TABLE, **own)
+    own = NetworkSpec(backbone="cifar_resnet20", width=0.25, input_shape=(1, 8, 8), classes=3, depth=1)
+    check_device(TABLE, own, 9)
     with pytest.raises(UsageError, match=text):
-        check_device(TABLE, **own | other)
+        check_device(TABLE, dataclasses.replace(own, **other), 9)
+    with pytest.raises(UsageError, match="measured with blocks 9, the run has 27"):
+        check_device(TABLE, own, 27)
 
 
 def test_calls_take_turns():

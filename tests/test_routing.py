@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import shutil
 
 import numpy as np
@@ -19,6 +20,7 @@ from odn.errors import OdnError, UsageError
 from odn.gates import POLICIES, Costs, Exit, Route, confidence, depths_left, follow, probabilities
 from odn.network import PartitionedNetwork
 from odn.routing import RoutedNetwork, costs_of, logits_of, route
+from odn.texts import TextPreprocessing
 from test_devices import TABLE
 from test_expansion import network
 from test_network import by_hand
@@ -123,10 +125,11 @@ def test_exits_that_are_none(exit_, text):
 
 
 def test_costs_add_up_the_heads_that_are_passed():
-    costs = Costs(trunk=(1.0, 2.0, 4.0), heads=(0.1, 0.2, 0.4), stage=0.01)
-    assert costs.of([1, 3]) == pytest.approx({1: 1.11, 3: 4.52})
+    costs = Costs(trunk=(1.0, 2.0, 4.0), heads=(0.1, 0.2, 0.4), call=0.01, gate=0.002)
+    assert costs.of([3]) == pytest.approx({3: 4.4})
+    assert costs.of([1, 3]) == pytest.approx({1: 1.102, 3: 4.512})
     plan = Route(policy="margin", exits=(Exit(depth=1, temperature=1, threshold=0),), last=3)
-    assert costs.mean(plan, np.array([1, 1, 3, 3])) == pytest.approx((1.11 + 4.52) / 2)
+    assert costs.mean(plan, np.array([1, 1, 3, 3])) == pytest.approx((1.102 + 4.512) / 2)
 
 
 @pytest.mark.parametrize("true", [0.3, 1.0, 4.0])
@@ -240,8 +243,11 @@ def test_costs_on_a_device_are_milliseconds():
         whole_ms={"1": 0.3, "9": 2.0}, held_out_ms={},
     )  # fmt: skip
     costs = costs_of(whole(), (1, 8, 8), table)
-    assert costs.of([1])[1] == pytest.approx(0.3 + 0.01)
-    assert costs.of([9])[9] == pytest.approx(2.0 + 0.01)
+    assert costs.of([1])[1] == pytest.approx(0.3)
+    assert costs.of([9])[9] == pytest.approx(2.0)
+    head = 0.05 - 0.01
+    assert costs.of([1, 9])[9] == pytest.approx(2.0 + head + 0.01 + costs.gate)
+    assert 0 < costs.gate < 1
     with pytest.raises(UsageError, match="measured with backbone resnet18"):
         costs_of(whole(), (1, 8, 8), dataclasses.replace(table, backbone="resnet18"))
 
@@ -259,6 +265,42 @@ def test_calibration_on_trained_samples_is_refused():
     assert shared_samples(data.valid, data.train) == 0
     with pytest.raises(UsageError, match="400 of the 400 calibration samples are in the training split"):
         route(whole(), data.train, train=data.train, max_drop=0.01)
+
+
+def test_a_mean_cost_below_the_cheapest_route_is_refused():
+    data = tiny_data(valid=300)
+    least = costs_of(whole(), (1, 8, 8)).of([1])[1]
+    with pytest.raises(
+        OdnError, match=re.escape(f"no route takes {0.5 * least:,.4g} in the mean: the cheapest that was found")
+    ):
+        route(whole(), data.valid, mean_cost=0.5 * least)
+    found = route(whole(), data.valid, mean_cost=1.5 * least)
+    assert found.found.mean_cost <= 1.05 * 1.5 * least
+    assert found.worthwhile == (
+        found.found.mean_cost < found.static_cost or found.static_accuracy < found.found.accuracy
+    )
+
+
+def test_a_network_of_one_block_has_no_exits():
+    data = tiny_data(valid=300)
+    only = route(by_hand(1), data.valid, max_drop=0.01)
+    assert only.found.route.exits == ()
+    assert (only.static_depth, only.worthwhile) == (1, False)
+
+
+def test_the_static_rival_may_lose_as_much_as_the_route(caplog):
+    data = tiny_data(valid=300)
+    found = route(whole(), data.valid, max_drop=0.9)
+    assert (found.static_depth, found.worthwhile) == (1, False)
+    route(whole(), data.valid, max_drop=0.002)
+    assert "a drop of 0.002 is less than one of the 150 samples" in caplog.text
+
+
+def test_texts_have_no_exits():
+    data = tiny_data(valid=300)
+    data.valid.spec = dataclasses.replace(data.valid.spec, preprocessing=TextPreprocessing(tokens=4, vocabulary=300))
+    with pytest.raises(UsageError, match="exits are for images"):
+        route(whole(), data.valid, max_drop=0.01)
 
 
 def test_only_classes_have_exits():
@@ -379,6 +421,7 @@ def test_a_damaged_routing_file_is_told(refused, finished, tmp_path):
         (("--max-drop", 0.1, "--mean-macs", 5), "--max-drop and --mean-macs exclude each other"),
         (("--max-drop", 1), "--max-drop is 1.0; allowed: 0 to below 1"),
         (("--mean-macs", -1), "--mean-macs is -1; allowed: above 0"),
+        (("--mean-macs", 0), "--mean-macs is 0; allowed: above 0"),
         (("--mean-ms", 1), "--mean-ms goes with --device TABLE.json"),
         (("--policy", "hope"), "hope"),
     ],

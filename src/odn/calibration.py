@@ -1,9 +1,10 @@
-"""Fitting temperatures and thresholds of early exits, on data that nothing else was fitted to. No torch here.
+"""Fitting temperatures and thresholds of early exits, on data that no weight was fitted to. No torch here.
 
 Shapes: D depths, N samples, K classes.
 """
 
 import json
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,16 +16,19 @@ from odn.files import read_text, write_atomically
 from odn.gates import POLICIES, Costs, Exit, Floats, Labels, Policy, Route, confidence, depths_left, probabilities
 from odn.tables import from_table, to_table
 
+_log = logging.getLogger("odn")
 ROUTING_FILE = "routing.json"
 FEWEST_SAMPLES = 200
 _GRID = 17  # thresholds that are tried at a head
 _MARGINS = (1.0, 0.75, 0.5, 0.25, 0.0)  # of the allowed drop, until the other half of the data confirms it
 _TEMPERATURES = (0.05, 20.0)
+_SLACK = 0.05  # of a mean cost: other samples than those it was fitted to take a little more or less
+_ROUNDING = 1e-6  # below the confidence of a sample, so that other arithmetic sends it the same way
 
 
 @dataclass(frozen=True, kw_only=True)
 class Calibrated:
-    """A route and how it does on the half of the calibration data that it was not fitted on.
+    """A route and how it does on the half of the calibration data that chose it.
 
     Attributes:
         route: exits, thresholds and policy.
@@ -56,12 +60,12 @@ class Routing:
         full_accuracy: of the deepest head.
         mean_cost: of an input on the route.
         full_cost: of the deepest head.
-        static_depth: the shallowest depth that is as accurate as the route.
+        static_depth: the depth to compare with, see ``odn.routing.Routed``.
         static_accuracy: of it.
         static_cost: of it.
         costs: of an input that leaves at each exit, and at the end.
         unit: of the costs: ``macs`` or ``ms``.
-        worthwhile: whether the route costs less than that static network.
+        worthwhile: whether the route is better than that static network.
         seconds: that calibrating and writing took.
     """
 
@@ -145,7 +149,7 @@ def calibrate(
         labels: shape (N,).
         costs: of the depths.
         max_drop: accuracy that may be lost against the deepest head, a fraction.
-        mean_cost: instead of it, the most an input may take in the mean.
+        mean_cost: instead of it, the most an input may take in the mean, give or take 5 %.
         policy: None tries all.
 
     Returns:
@@ -153,6 +157,7 @@ def calibrate(
 
     Raises:
         UsageError: when there are too few samples, or not exactly one goal.
+        OdnError: when no route is as cheap as that.
     """
     if (max_drop is None) == (mean_cost is None):
         raise UsageError("give either --max-drop or --mean-macs")
@@ -160,6 +165,13 @@ def calibrate(
         raise UsageError(
             f"thresholds on {len(labels)} samples; allowed: {FEWEST_SAMPLES} or more: use a larger validation split "
             "(data.valid_fraction of a recipe)"
+        )
+    if max_drop and max_drop * (len(labels) // 2) < 1:
+        _log.warning(
+            "a drop of %g is less than one of the %d samples that a route is checked on; more validation data would "
+            "say more",
+            max_drop,
+            len(labels) // 2,
         )
     depths = sorted(logits)
     halves = [{depth: logits[depth][start::2] for depth in depths} for start in (0, 1)]
@@ -177,7 +189,13 @@ def calibrate(
                 found.append(judged)
                 break
     if mean_cost is not None:
-        allowed = [one for one in found if one.mean_cost <= 1.05 * mean_cost] or found
+        allowed = [one for one in found if one.mean_cost <= (1 + _SLACK) * mean_cost]
+        if not allowed:
+            least, alone = min(one.mean_cost for one in found), costs.of(depths[:1])[depths[0]]
+            raise OdnError(
+                f"no route takes {mean_cost:,.4g} in the mean: the cheapest that was found takes {least:,.4g}, the "
+                f"shallowest depth alone {alone:,.4g}"
+            )
         return max(allowed, key=lambda one: one.accuracy)
     found.append(check.judge(Route(policy=policy or POLICIES[0], exits=(), last=depths[-1])))
     return min(found, key=lambda one: one.mean_cost)
@@ -221,6 +239,8 @@ def _temperature(logits: Floats, labels: Labels) -> float:
 def _fit(policy: Policy, half: _Half, temperatures: Mapping[int, float], *, drop: float, enough: float) -> Route:
     """Find exits for one policy: cheaper step by step until the drop is spent, or the cost is low enough."""
     *shallow, last = half.depths
+    if not shallow:
+        return Route(policy=policy, exits=(), last=last)
     if policy == "patience":
         routes = [
             Route(policy=policy, exits=tuple(_exit(depth, temperatures, streak) for depth in shallow), last=last)
@@ -240,7 +260,7 @@ def _descend(policy: Policy, half: _Half, temperatures: Mapping[int, float], *, 
     """Lower one threshold at a time, that which saves most for each answer that it spoils."""
     *shallow, last = half.depths
     sure = np.stack([confidence(policy, half.logits[depth], temperatures[depth]) for depth in shallow])
-    grid = np.quantile(sure, np.linspace(0, 1, _GRID), axis=1).T
+    grid = np.quantile(sure, np.linspace(0, 1, _GRID), axis=1).T - _ROUNDING
     thresholds = np.full(len(shallow), np.inf)
 
     def outcome(trial: Floats) -> tuple[int, float]:

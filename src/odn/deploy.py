@@ -81,7 +81,7 @@ def serve_command(
         artifact: the directory that odn run or odn export wrote.
         host: address to listen on; others than loopback can be reached by anyone who reaches this machine.
         port: to listen on; 0 takes a free one.
-        runtime: onnx, int8 or torch [default: the first that the artifact has a file for].
+        runtime: onnx, int8, routed or torch [default: the first that the artifact has a file for].
         threads: to compute with [default: one per processor].
         max_request_bytes: largest request.
         max_images: most images in one request.

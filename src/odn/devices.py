@@ -16,9 +16,11 @@ from typing import Any
 from odn.config.checks import require
 from odn.errors import OdnError, UsageError
 from odn.files import read_text, write_atomically
+from odn.spec import NetworkSpec
 from odn.tables import from_table, to_table
 
 SCHEMA = 1
+_NAMES = ("backbone", "width", "input_shape", "classes", "task")  # of the network that a table is of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +32,7 @@ class DeviceTable:
         width: factor on its channels.
         input_shape: of one input.
         classes: logits of its heads.
+        task: what the heads are made for, as in a ``NetworkSpec``.
         runtime: ``torch``, ``onnx`` or ``openvino``.
         threads: it computed with.
         machine: where that was, e.g. processor and cores.
@@ -58,6 +61,7 @@ class DeviceTable:
     heads_ms: tuple[float, ...]
     whole_ms: dict[str, float]
     held_out_ms: dict[str, float]
+    task: str = "classification"
     schema: int = SCHEMA
 
     def __post_init__(self) -> None:
@@ -170,26 +174,21 @@ def read_device_table(path: Path) -> DeviceTable:
     return parse_device_table(content, str(path))
 
 
-def check_device(table: DeviceTable, backbone: str, width: float, input_shape: tuple[int, ...], classes: int) -> None:
+def check_device(table: DeviceTable, spec: NetworkSpec, blocks: int) -> None:
     """Refuse a table of another network.
 
     Args:
         table: of the device.
-        backbone: name of the network that is to run there.
-        width: factor on its channels.
-        input_shape: of one input.
-        classes: logits of its heads.
+        spec: of the network that is to run there, at any depth.
+        blocks: of its full depth.
 
     Raises:
         UsageError: with the first difference.
     """
-    for name, wanted in (
-        ("backbone", backbone),
-        ("width", width),
-        ("input_shape", tuple(input_shape)),
-        ("classes", classes),
+    for name, found, wanted in (
+        *((name, getattr(table, name), getattr(spec, name)) for name in _NAMES),
+        ("blocks", len(table.blocks_ms), blocks),
     ):
-        found = getattr(table, name)
         if found != wanted:
             raise UsageError(
                 f"the device table was measured with {name} {found}, the run has {wanted}; measure one with: "

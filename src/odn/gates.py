@@ -206,26 +206,29 @@ class Costs:
     Attributes:
         trunk: of stem and blocks up to depth 1, 2, and so on.
         heads: of each depth's head.
-        stage: of every exit that is passed or taken, besides its head.
+        call: of running on behind an exit, besides what is computed there.
+        gate: of deciding at an exit whether an input leaves.
     """
 
     trunk: tuple[float, ...]
     heads: tuple[float, ...]
-    stage: float = 0.0
+    call: float = 0.0
+    gate: float = 0.0
 
     def of(self, depths: Sequence[int]) -> dict[int, float]:
         """Add up what an input takes that leaves at each exit.
 
         Args:
-            depths: of a route, ascending.
+            depths: of a route, ascending; the last one is no exit.
 
         Returns:
             Cost by depth.
         """
         found, passed = {}, 0.0
         for depth in depths:
-            passed += self.heads[depth - 1] + self.stage
+            passed += self.heads[depth - 1] + (self.gate if depth != depths[-1] else 0.0)
             found[depth] = self.trunk[depth - 1] + passed
+            passed += self.call
         return found
 
     def mean(self, route: Route, left: Labels) -> float:

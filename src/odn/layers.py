@@ -3,7 +3,7 @@
 import copy
 from collections import OrderedDict
 from collections.abc import Sequence
-from typing import Literal, final
+from typing import Any, Literal, final
 
 import torch
 from torch import Tensor, nn
@@ -187,17 +187,21 @@ def resized(layer: nn.Module, channels: int) -> tuple[nn.Module, int]:
     return fresh, channels
 
 
-def scale_gradient(x: Tensor, factor: float) -> Tensor:
+def scale_gradient(x: Any, factor: float) -> Any:
     """Weaken or strengthen what flows back through a place, and leave what flows forward as it is.
 
     Args:
-        x: any tensor.
+        x: features: a tensor, or a tuple that begins with it.
         factor: on its gradient.
 
     Returns:
         The same numbers.
     """
-    return x if factor == 1 else x * factor + (x * (1 - factor)).detach()
+    if factor == 1:
+        return x
+    if isinstance(x, tuple):
+        return (scale_gradient(x[0], factor), *x[1:])
+    return x * factor + (x * (1 - factor)).detach()
 
 
 def to_channels_last(x: Tensor) -> Tensor:

@@ -42,7 +42,7 @@ def predict_command(
         files: images, folders of them, or - for a list on stdin; they are resized to the network's input. For a network
             that reads texts: files with one text a line, or - for stdin.
         text: a text to classify; may be repeated.
-        runtime: onnx, int8 or torch [default: the first that the artifact has a file for].
+        runtime: onnx, int8, routed or torch [default: the first that the artifact has a file for].
         threads: to compute with [default: one per processor].
         masks: for segmentation, a folder that receives the label of every pixel as NAME.png.
         json: print one JSON object per line.

@@ -110,6 +110,10 @@ def _plan(
     spec = network.spec
     if spec is None:
         raise UsageError("a network built by hand has no name that a table could be recognised by")
+    if len(spec.input_shape) == 1:
+        raise UsageError(
+            f"{spec.backbone} reads texts; the parts of such networks are not timed, only whole ones: odn benchmark"
+        )
     network.eval()
     modules: dict[str, tuple[nn.Module, Tensor]] = {}
     known: dict[tuple[str, tuple[int, ...]], str] = {}
@@ -144,6 +148,7 @@ def _plan(
         "width": spec.width,
         "input_shape": list(spec.input_shape),
         "classes": spec.classes,
+        "task": spec.task,
         "runtime": runtime,
         "call": call,
         "stem": stem,

@@ -140,8 +140,9 @@ def _figures(
     if settings and expand is not None and on_valid is not None:
         apart = [one for record in records for one in record.by_depth()]
         own = [record for record in apart if _trained(record, network.depth, mine["parameters"], spec)]
-        # An automatic target was seen on this very split; only one that was given has to be confirmed.
-        sure = not settings.expand.target_accuracy or confirmed(own, expand)
+        # An automatic target was seen on this very split; only one that was given has to be confirmed. Of all depths
+        # trained at once the same epoch is taken, so that none of them chose its own.
+        sure = not settings.expand.target_accuracy or settings.mode == "one-shot" or confirmed(own, expand)
         reached = sure and meets_target(on_valid.metric, on_valid.value, on_valid.error, on_valid.count, expand)
     return {
         "schema": SCHEMA,

@@ -41,8 +41,9 @@ def route_command(
         raise UsageError(f"{' and '.join(given)} exclude each other; give one of them")
     for name in given:
         value = goals[name]
-        if value is None or value < 0 or (name == "--max-drop" and value >= 1):
-            allowed = "0 to below 1, e.g. 0.002" if name == "--max-drop" else "above 0"
+        drop = name == "--max-drop"
+        if value is None or value < 0 or (drop and value >= 1) or (not drop and value == 0):
+            allowed = "0 to below 1, e.g. 0.002" if drop else "above 0"
             raise UsageError(f"{name} is {value}; allowed: {allowed}")
     if (mean_ms is not None and device is None) or (mean_macs is not None and device is not None):
         raise UsageError("--mean-ms goes with --device TABLE.json, --mean-macs without; see odn profile --latency")
@@ -70,10 +71,10 @@ def route_command(
         f"{found.full_accuracy:.4f}; {mean} in the mean, full depth {full}"
     )
     if found.worthwhile:
-        print(f"as accurate without exits: depth {found.static_depth} at {static}")
+        print(f"without exits: depth {found.static_depth}, {found.static_accuracy:.4f} at {static}")
     else:
         print(
-            f"the static network of depth {found.static_depth} is as accurate ({found.static_accuracy:.4f}) for "
+            f"the static network of depth {found.static_depth} does as well ({found.static_accuracy:.4f}) for "
             f"{static}, no more: take that one, odn specialize {run}"
         )
     print(f"stages added to {run / 'artifact'}; next: odn report {run}")

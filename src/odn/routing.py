@@ -15,10 +15,11 @@ from odn.calibration import Calibrated, calibrate
 from odn.data import Split, plain_batches, shared_samples
 from odn.devices import DeviceTable, check_device
 from odn.errors import UsageError
-from odn.gates import Costs, Labels, Policy, Route, follow
+from odn.gates import Costs, Exit, Labels, Policy, Route, follow
 from odn.measure import measure_cost
 from odn.network import PartitionedNetwork
 from odn.processes import training_device
+from odn.stopwatch import time_in_turn
 
 _BATCH = 256
 _MOST_SHARED = 0.01  # of the calibration samples: real data repeat themselves a little
@@ -82,11 +83,13 @@ class Routed:
     Attributes:
         network: that stops early.
         found: the route, with accuracy and cost on the half of the calibration data that checked it.
-        static_depth: the shallowest depth that is as accurate as the route on that half.
+        static_depth: the depth to compare with: the shallowest that the same drop allows on that half; with a mean
+            cost the shallowest that is as accurate as the route, or the most accurate of all where none is.
         static_accuracy: of it.
         static_cost: of it.
         costs: of every depth.
         unit: of all costs: ``macs`` or ``ms``.
+        worthwhile: whether the route costs less than that static network, or no static one is as accurate.
     """
 
     network: RoutedNetwork
@@ -96,11 +99,7 @@ class Routed:
     static_cost: float
     costs: Costs
     unit: str
-
-    @property
-    def worthwhile(self) -> bool:
-        """Whether the route costs less than the static network that is as accurate."""
-        return self.found.mean_cost < self.static_cost
+    worthwhile: bool
 
 
 def route(
@@ -129,8 +128,11 @@ def route(
         The routed network, and the static one to compare with.
 
     Raises:
-        UsageError: when the task is not one label per sample, there are too few samples, or they were trained on.
+        UsageError: when the task is not one label per image, there are too few images, or they were trained on.
+        OdnError: when no route is as cheap as that.
     """
+    if calibration.spec.texts:
+        raise UsageError("exits are for images; a network that reads texts stays static: odn specialize RUN")
     if calibration.spec.task != "classification":
         raise UsageError(f"exits are for classification, the task is {calibration.spec.task}")
     if train is not None and (shared := shared_samples(calibration, train)) > _MOST_SHARED * len(calibration):
@@ -143,17 +145,18 @@ def route(
     found = calibrate(logits, labels, costs, max_drop=max_drop, mean_cost=mean_cost, policy=policy)
     check = {depth: values[1::2] for depth, values in logits.items()}
     accuracies = {depth: float((values.argmax(1) == labels[1::2]).mean()) for depth, values in check.items()}
-    static = next(
-        (d for d in sorted(check) if accuracies[d] >= found.accuracy), max(accuracies, key=accuracies.__getitem__)
-    )
+    wanted = found.accuracy if max_drop is None else found.full_accuracy - max_drop
+    static = next((d for d in sorted(check) if accuracies[d] >= wanted), max(accuracies, key=accuracies.__getitem__))
+    static_cost = costs.of([static])[static]
     return Routed(
         network=RoutedNetwork(network, found.route).eval(),
         found=found,
         static_depth=static,
         static_accuracy=accuracies[static],
-        static_cost=costs.of([static])[static],
+        static_cost=static_cost,
         costs=costs,
         unit="ms" if device else "macs",
+        worthwhile=found.mean_cost < static_cost or accuracies[static] < wanted,
     )
 
 
@@ -196,11 +199,11 @@ def costs_of(network: PartitionedNetwork, input_shape: tuple[int, ...], device: 
     spec = network.spec
     if device is not None:
         assert spec is not None
-        check_device(device, spec.backbone, spec.width, spec.input_shape, spec.classes)
+        check_device(device, spec, network.max_depth)
         heads = tuple(max(ms - device.call_ms, 0.0) for ms in device.heads_ms)
         whole = [device.predict_ms(depth) for depth in range(1, network.max_depth + 1)]
         trunk = tuple(ms - head for ms, head in zip(whole, heads, strict=True))
-        return Costs(trunk=trunk, heads=heads, stage=device.call_ms)
+        return Costs(trunk=trunk, heads=heads, call=device.call_ms, gate=_gate_ms(spec.classes))
     dtype = spec.input_dtype if spec is not None else torch.float32
     headless = [nn.Sequential(network.stem, *list(network.blocks)[:depth]) for depth in range(1, network.max_depth + 1)]
     trunk_macs = [measure_cost(module, input_shape, dtype).macs for module in headless]
@@ -209,3 +212,17 @@ def costs_of(network: PartitionedNetwork, input_shape: tuple[int, ...], device: 
         trunk=tuple(map(float, trunk_macs)),
         heads=tuple(float(a - b) for a, b in zip(whole_macs, trunk_macs, strict=True)),
     )
+
+
+def _gate_ms(classes: int) -> float:
+    """Time what a single input costs at an exit besides the network, on this machine."""
+    logits = np.zeros((1, classes), np.float32)
+    exits = (Exit(depth=1, temperature=1.0, threshold=2.0),)
+    gated, plain = (Route(policy="max-probability", exits=found, last=2) for found in (exits, ()))
+    hops = [lambda features: (features, logits)] * 2
+    calls = {
+        "gated": lambda: follow(gated, hops, logits),
+        "plain": lambda: follow(plain, hops[:1], logits),
+    }
+    times = time_in_turn(calls, 0.02)
+    return max(times["gated"] - times["plain"], 0.0)

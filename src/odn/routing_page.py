@@ -39,19 +39,20 @@ def render_routing(routing: dict[str, Any] | None, pictures: Sequence[Picture]) 
     if routing is None:
         return ""
     unit = routing["unit"]
+    mean, full = in_words(routing["mean_cost"], unit), in_words(routing["full_cost"], unit)
     text = (
-        f"Easy inputs leave early ({routing['policy']}). On {routing['samples']:,} validation samples that it was not "
-        f"fitted on the route is right on {routing['accuracy']:.4f} for {in_words(routing['mean_cost'], unit)} in the "
-        f"mean, the full depth on {routing['full_accuracy']:.4f} for {in_words(routing['full_cost'], unit)}. "
+        f"Easy inputs leave early ({routing['policy']}). On {routing['samples']:,} validation samples that it was "
+        f"chosen on, not fitted to, the route is right on {routing['accuracy']:.4f} for {mean} in the mean, "
+        f"the full depth on {routing['full_accuracy']:.4f} for {full}. "
     )
     static = (
         f"depth {routing['static_depth']} alone is right on {routing['static_accuracy']:.4f} for "
         f"{in_words(routing['static_cost'], unit)}"
     )
     better = (
-        "The shallowest static network that is as accurate costs more"
+        "The route is better than the static network that does as well or comes nearest"
         if routing["worthwhile"]
-        else ("A static network that is as accurate costs no more, and is the better choice")
+        else "A static network that does as well costs no more, and is the better choice"
     )
     text += f"{better}: {static}."
     rows = ""

@@ -19,16 +19,8 @@ from odn.pruning import check_request
 from odn.recipe import RunConfig, read_run_config
 from odn.records import read_history
 from odn.reporting import Report, report
-from odn.rundir import (
-    clear_after,
-    held,
-    keep,
-    newest_network,
-    planned_depths,
-    read_data_spec,
-    reload_data,
-    write_config,
-)
+from odn.rundata import read_data_spec, reload_data
+from odn.rundir import clear_after, held, keep, newest_network, planned_depths, write_config
 from odn.starting import read_start
 from odn.storage import load_network, save_network
 from odn.trained import load_depth, outcome_of

@@ -9,20 +9,19 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-from odn.backbones import Origin, find_backbone
+from odn.backbones import Origin
 from odn.checkpoint import Checkpoints
-from odn.data import Data, DataSpec, load_data
+from odn.data import DataSpec
 from odn.errors import OdnError, UsageError
 from odn.files import exclusive, new_directory, remove, write_atomically
 from odn.network import PartitionedNetwork, Prefix, build_network, partition
 from odn.processes import first_on_each_machine, first_only, share
 from odn.recipe import RunConfig, difference, read_run_config, to_toml
 from odn.records import Verb
-from odn.saved import holds_texts
 from odn.search import plan_depths
 from odn.starting import read_start
 from odn.storage import save_network
-from odn.tables import from_table, to_table
+from odn.tables import to_table
 
 # What the steps after expansion add, in order: writing one makes those after it out of date.
 _PRODUCTS = ("extracted", "finetuned", "compressed", "artifact", "report.json", "report.html")
@@ -68,6 +67,10 @@ def check_directory(config: RunConfig, path: Path, *, force: bool, resume: bool)
             config = dataclasses.replace(config, weights_sha256=stored.weights_sha256)
         if stored != config:
             raise UsageError(f"{path} was started with {difference(stored, config)}; leave that out to resume")
+        if (path / "history.jsonl").is_file() and not (path / "checkpoints").is_dir():
+            raise UsageError(
+                f"{path} has no checkpoints to go on from: it was specialised from another run, or they were removed"
+            )
     elif path.is_dir() and any(path.iterdir()):
         if not is_run(path):
             raise UsageError(f"{path} exists and is not a run directory; choose another with --run")
@@ -78,7 +81,14 @@ def check_directory(config: RunConfig, path: Path, *, force: bool, resume: bool)
 
 
 def is_run(path: Path) -> bool:
-    """Tell whether a directory is that of a run."""
+    """Tell whether a directory is that of a run.
+
+    Args:
+        path: the directory.
+
+    Returns:
+        True where it has settings and what the run learns from.
+    """
     return all((path / name).is_file() for name in ("config.toml", "data.json"))
 
 
@@ -154,27 +164,6 @@ def write_config(config: RunConfig, path: Path) -> None:
     write_atomically(path / "config.toml", to_toml(config))
 
 
-def read_data_spec(path: Path) -> DataSpec:
-    """Read what a run learns from.
-
-    Args:
-        path: the run directory.
-
-    Returns:
-        The labels, preprocessing and sizes of its dataset.
-
-    Raises:
-        OdnError: when it is not a run directory, or damaged.
-    """
-    file = path / "data.json"
-    if not file.is_file():
-        raise OdnError(f"{path} is not a run directory: it has no data.json; start one with odn run")
-    try:
-        return from_table(DataSpec, json.loads(file.read_text(encoding="utf-8")))
-    except (OSError, ValueError, AttributeError, UsageError) as error:
-        raise OdnError(f"{file} is damaged ({error}); start anew with --force") from error
-
-
 def planned_depths(config: RunConfig, data: DataSpec) -> list[int]:
     """List the depths that a run may choose.
 
@@ -195,66 +184,6 @@ def planned_depths(config: RunConfig, data: DataSpec) -> list[int]:
         device="meta",
     )
     return plan_depths(config.expand, full.max_depth)
-
-
-def check_data(path: Path, data: DataSpec) -> None:
-    """Refuse other data than a run was started with.
-
-    Args:
-        path: the run directory.
-        data: of the dataset at hand.
-
-    Raises:
-        OdnError: when they differ.
-    """
-    if read_data_spec(path) != data:
-        raise OdnError(f"{data.name} is not the data that {path} was started with; restore it, or use --force")
-
-
-def load_run_data(config: RunConfig) -> Data:
-    """Load the dataset of a run.
-
-    Args:
-        config: every setting.
-
-    Returns:
-        The splits and what is known of them.
-
-    Raises:
-        UsageError: when the backbone reads something else.
-    """
-    backbone = find_backbone(config.backbone, config.width)
-    reads_texts, texts = backbone.task == "text-classification", holds_texts(config.dataset)
-    if reads_texts != texts:
-        given, wanted = ("texts", "bert_tiny") if texts else ("images", "resnet18")
-        raise UsageError(
-            f"{config.dataset} holds {given}, backbone '{config.backbone}' reads {'images' if texts else 'texts'}; "
-            f"choose another, e.g. --backbone {wanted}"
-        )
-    with first_on_each_machine():  # it may have to download
-        return load_data(
-            config.dataset,
-            data_dir=config.data_dir,
-            seed=config.seed,
-            config=config.data,
-            augment=config.augment,
-            positions=backbone.positions(),
-        )
-
-
-def reload_data(config: RunConfig, path: Path) -> Data:
-    """Load the dataset of a run that stands, and check that it is still the same.
-
-    Args:
-        config: every setting.
-        path: the run directory.
-
-    Returns:
-        The splits and what is known of them.
-    """
-    data = load_run_data(config)
-    check_data(path, data.spec)
-    return data
 
 
 @first_only

@@ -36,7 +36,7 @@ def choose_runtime(manifest: Manifest, asked: str | None, allowed: Sequence[str]
     if asked not in present:
         raise UsageError(
             f"the artifact has no file for '{asked}'; it has {', '.join(present)}; add one with: "
-            f"odn export RUN --to {asked}"
+            + (f"odn export RUN --to {asked}" if RUNTIMES[asked].static else "odn route RUN")
         )
     return asked
 

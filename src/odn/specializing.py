@@ -21,7 +21,8 @@ from odn.processes import training_device
 from odn.recipe import RunConfig, read_run_config
 from odn.records import read_history, write_history
 from odn.run import compress_run, export_run, finetune_run
-from odn.rundir import is_run, read_data_spec, reload_data, write_config
+from odn.rundata import read_data_spec, reload_data
+from odn.rundir import is_run, write_config
 from odn.starting import read_start, write_start
 from odn.storage import load_network, save_network, tensors_of
 from odn.trained import load_depth, outcome_of
@@ -150,9 +151,9 @@ def candidates(run: Path, curve: Curve, device: DeviceTable | None = None) -> li
     rows = []
     spec = load_depth(run, curve[-1].depth).spec
     assert spec is not None
-    if device is not None:
-        check_device(device, spec.backbone, spec.width, spec.input_shape, spec.classes)
     whole = rebuild(spec)
+    if device is not None:
+        check_device(device, spec, whole.max_depth)
     for record in curve:
         prefix = whole.prefix(record.depth)
         cost = measure_cost(prefix, spec.input_shape, spec.input_dtype)

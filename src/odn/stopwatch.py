@@ -77,7 +77,7 @@ def table_of(plan: Mapping[str, Any], milliseconds: Mapping[str, float], version
     Returns:
         The table, as JSON holds it.
     """
-    about = {name: plan[name] for name in ("schema", "backbone", "width", "input_shape", "classes", "runtime")}
+    about = {name: plan[name] for name in ("schema", "backbone", "width", "input_shape", "classes", "task", "runtime")}
     return {
         **about,
         "threads": plan["threads"],

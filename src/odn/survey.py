@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
@@ -45,12 +45,14 @@ def profile_command(
     check_threads(threads)
     if not 0 < seconds < 3600:
         raise UsageError(f"--seconds is {seconds}; allowed: above 0 and below 3600")
+    made_for: dict[str, Any] = {}
     if (Path(backbone) / "config.toml").is_file():
         from odn.recipe import read_run_config
-        from odn.rundir import read_data_spec
+        from odn.rundata import read_data_spec
 
         run, data = read_run_config(Path(backbone) / "config.toml"), read_data_spec(Path(backbone))
         backbone, shape, classes, width = run.backbone, data.input_shape, len(data.classes), run.width
+        made_for = {"task": data.task, "vocabulary": data.vocabulary}
     from odn.backbones import find_backbone
     from odn.display import print_rows
     from odn.measure import profile
@@ -60,10 +62,10 @@ def profile_command(
     if latency or parts:
         from odn.latencies import time_or_write
 
-        network = build_network(backbone, shape, classes, width=width)
+        network = build_network(backbone, shape, classes, width=width, **made_for)
         print(time_or_write(network, runtime=runtime, threads=threads, seconds=seconds, out=out, parts=parts))
         return DONE
-    network = build_network(backbone, shape, classes, width=width, device="meta")
+    network = build_network(backbone, shape, classes, width=width, **made_for, device="meta")
     assert network.spec is not None
     rows = profile(network.prefixes(), shape, network.spec.input_dtype)
     if json:

@@ -10,7 +10,8 @@ from odn.network import Prefix
 from odn.oneshot import KEPT
 from odn.recipe import RunConfig
 from odn.records import EpochRecord, read_history
-from odn.rundir import planned_depths, read_data_spec
+from odn.rundata import read_data_spec
+from odn.rundir import planned_depths
 from odn.search import ExpandResult, expand_result, next_step
 from odn.starting import first_depth, read_start
 from odn.storage import load_network, load_partitioned
@@ -43,6 +44,22 @@ def outcome_of(path: Path, config: RunConfig) -> ExpandResult:
     return expand_result(records, depths, config.expand)
 
 
+def require_backbone(path: Path) -> None:
+    """Refuse a run whose backbone lies elsewhere.
+
+    Args:
+        path: the run directory.
+
+    Raises:
+        OdnError: when it has no checkpoints.
+    """
+    if not (path / "checkpoints").is_dir():
+        raise OdnError(
+            f"{path} has no checkpoints of its backbone: it was specialised from another run, or they were removed; "
+            "use the run that was trained"
+        )
+
+
 def load_depth(path: Path, depth: int) -> Prefix:
     """Load the network of one depth as training left it.
 
@@ -56,6 +73,7 @@ def load_depth(path: Path, depth: int) -> Prefix:
     Raises:
         UsageError: when that depth was not trained.
     """
+    require_backbone(path)
     records = read_history(path / "history.jsonl")
     tried = [record.depth for record in curve_of(records)]
     if depth not in tried:

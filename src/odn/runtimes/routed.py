@@ -136,6 +136,6 @@ RUNTIME = Runtime(
     needs=onnx.NEEDS,
     write=_write,
     open=_open,
-    texts=True,
+    texts=False,
     static=False,
 )
