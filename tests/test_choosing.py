@@ -15,6 +15,7 @@ def candidates(*scores: float, latency: float | None = None) -> list[Candidate]:
         Candidate(
             depth=depth,
             valid_score=score,
+            held_score=score,
             parameters=100 * depth,
             macs=1000 * depth,
             file_bytes=400 * depth,
@@ -52,6 +53,15 @@ LADDER = candidates(0.8, 0.9, 0.9, 0.97, latency=0.5)
 )
 def test_what_is_chosen(asked, depth):
     assert chosen(choose(LADDER, Constraints(**asked))) == depth
+
+
+def test_a_target_is_held_against_the_lower_bound_where_there_is_one():
+    unsure = [dataclasses.replace(one, held_score=one.valid_score - 0.03) for one in LADDER]
+    rows = choose(unsure, Constraints(target=0.9))
+    assert chosen(rows) == 4
+    assert rows[2].reason == "0.8700, the lower bound of 0.9000, is below 0.9000"
+    with pytest.raises(OdnError, match=r"--target 0.95 .* a lower bound of 0.9400 at depth 4 is possible"):
+        choose(unsure, Constraints(target=0.95))
 
 
 def test_every_depth_says_what_became_of_it():

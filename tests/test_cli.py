@@ -409,9 +409,7 @@ def test_ctrl_c_leaves_a_run_that_resume_continues(odn, npz, tmp_path, recipe):
                 break
         rest = process.stderr.read()
     assert process.returncode == 1, (seen, rest)
-    assert rest.splitlines()[-1] == (
-        "odn: interrupted; what a run finished is kept, the same command continues with --resume"
-    )
+    assert rest.splitlines()[-1] == ("odn: interrupted; what a run finished is kept and goes on with --resume")
     assert "Traceback" not in rest
     code, _, err = odn(*common, "--resume")
     assert code in (0, 3), err

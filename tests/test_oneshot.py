@@ -25,7 +25,8 @@ from odn.losses import soft_loss, task_loss
 from odn.network import PartitionedNetwork
 from odn.oneshot import AllDepthsLoss, train_all_depths, train_all_depths_epochs
 from odn.recipe import read_run_config
-from odn.records import EpochRecord
+from odn.records import EpochRecord, read_history
+from odn.rundir import write_config
 from odn.storage import load_partitioned, save_network
 from odn.training import train_run
 from test_cli import without_times
@@ -379,6 +380,14 @@ def test_a_device_table_decides_the_depth_and_the_file(odn, refused, finished, t
 )
 def test_wrong_requests_to_specialize(refused, finished, flags, code, text):
     assert text in refused("specialize", finished, *flags, code=code)
+
+
+def test_the_confidence_of_a_run_holds_when_it_is_specialised(refused, finished, tmp_path):
+    run = shutil.copytree(finished, tmp_path / "run")
+    config = read_run_config(run / "config.toml")
+    write_config(dataclasses.replace(config, expand=dataclasses.replace(config.expand, confidence=0.95)), run)
+    best = max(record.valid_score for record in curve_of(read_history(run / "history.jsonl")))
+    assert "a lower bound of" in refused("specialize", run, "--target", best, code=1)
 
 
 def test_specialising_what_is_no_run(refused, tmp_path):

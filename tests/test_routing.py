@@ -10,16 +10,20 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from conftest import stripes, tiny_data
-from odn.calibration import _temperature, calibrate, read_routing
+from odn.calibration import _temperature, calibrate, read_routing, write_routing
 from odn.cli import main
 from odn.data import shared_samples
+from odn.data.splits import FileSplit
 from odn.devices import DeviceTable, write_device_table
 from odn.errors import OdnError, UsageError
 from odn.gates import POLICIES, Costs, Exit, Route, confidence, depths_left, follow, probabilities
+from odn.manifest import read_manifest
 from odn.network import PartitionedNetwork
 from odn.routing import RoutedNetwork, costs_of, logits_of, route
+from odn.routing_report import routing_of
 from odn.texts import TextPreprocessing
 from test_devices import TABLE
 from test_expansion import network
@@ -267,6 +271,24 @@ def test_calibration_on_trained_samples_is_refused():
         route(whole(), data.train, train=data.train, max_drop=0.01)
 
 
+def test_copies_of_trained_files_are_found_under_any_name(tmp_path):
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+    generator = np.random.default_rng(0)
+    for number in range(6):
+        pixels = generator.integers(0, 256, (8, 8), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "a" / f"{number}.png")
+        if number < 2:
+            shutil.copy(tmp_path / "a" / f"{number}.png", tmp_path / "b" / f"copy {number}.png")
+    Image.fromarray(255 - pixels).save(tmp_path / "b" / "other.png")
+    spec = tiny_data().spec
+    splits = [
+        FileSplit(paths := sorted((tmp_path / folder).iterdir()), torch.zeros(len(paths), dtype=torch.long), spec)
+        for folder in ("a", "b")
+    ]
+    assert shared_samples(splits[1], splits[0]) == 2
+
+
 def test_a_mean_cost_below_the_cheapest_route_is_refused():
     data = tiny_data(valid=300)
     least = costs_of(whole(), (1, 8, 8)).of([1])[1]
@@ -374,6 +396,16 @@ def test_a_new_route_replaces_the_old_one(odn, finished, tmp_path):
     assert read_routing(run).policy == "margin"
     names = [export["runtime"] for export in json.loads((run / "artifact" / "manifest.json").read_text())["exports"]]
     assert names == ["routed"]
+    listed = json.loads((run / "artifact" / "routed.json").read_text())["files"]
+    assert sorted(listed) == sorted(f"routed/{path.name}" for path in (run / "artifact" / "routed").iterdir())
+
+
+def test_figures_of_another_route_are_not_reported(finished, tmp_path):
+    run = shutil.copytree(finished, tmp_path / "run")
+    other = dataclasses.replace(read_routing(run), exits=())
+    write_routing(other, run)
+    with pytest.raises(OdnError, match=r"are of another route than .*routing.json; run: odn route"):
+        routing_of(run, read_manifest(run / "artifact"), None)
 
 
 def swapped(artifact):

@@ -24,6 +24,7 @@ class Candidate:
     Attributes:
         depth: number of blocks.
         valid_score: on the validation split.
+        held_score: what has to reach a target: that score, or its lower bound where the run asks for confidence.
         parameters: number of weights.
         macs: multiply-accumulates of one input.
         file_bytes: of its weights on disk.
@@ -32,6 +33,7 @@ class Candidate:
 
     depth: int
     valid_score: float
+    held_score: float
     parameters: int
     macs: int
     file_bytes: int
@@ -146,8 +148,13 @@ def _dominates(other: Candidate, candidate: Candidate) -> bool:
 def _broken(candidate: Candidate, constraints: Constraints, goal: float | None) -> list[str]:
     """Name the constraints that a candidate breaks."""
     reasons = []
-    if goal is not None and candidate.valid_score < goal:
-        reasons.append(f"{candidate.valid_score:.4f} is below {goal:.4f}")
+    if goal is not None and candidate.held_score < goal:
+        bound = (
+            ""
+            if candidate.held_score == candidate.valid_score
+            else f", the lower bound of {candidate.valid_score:.4f},"
+        )
+        reasons.append(f"{candidate.held_score:.4f}{bound} is below {goal:.4f}")
     for name, figure, words in _COSTS:
         bound, value = getattr(constraints, name), getattr(candidate, figure)
         if bound is not None and value > bound:
@@ -180,8 +187,9 @@ def _impossible(candidates: Sequence[Candidate], constraints: Constraints, goal:
 def _nearest(name: str, candidates: Sequence[Candidate]) -> str:
     """Say which of some candidates comes nearest to what a constraint asks."""
     if name in ("target", "within"):
-        nearest = max(candidates, key=lambda candidate: candidate.valid_score)
-        return f"a validation score of {nearest.valid_score:.4f} at depth {nearest.depth}"
+        nearest = max(candidates, key=lambda candidate: candidate.held_score)
+        score = "validation score" if nearest.held_score == nearest.valid_score else "lower bound"
+        return f"a {score} of {nearest.held_score:.4f} at depth {nearest.depth}"
     _, figure, words = next(cost for cost in _COSTS if cost[0] == name)
     nearest = min(candidates, key=lambda candidate: getattr(candidate, figure))
     return f"{words.format(getattr(nearest, figure))} at depth {nearest.depth}"

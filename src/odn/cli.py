@@ -183,7 +183,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except RuntimeError as error:
         code = _fail(_lost(error), FAILED)
     except KeyboardInterrupt:
-        code = _fail("interrupted; what a run finished is kept, the same command continues with --resume", FAILED)
+        code = _fail("interrupted; what a run finished is kept and goes on with --resume", FAILED)
     if code == TARGET_MISSED and launched():
         code = DONE  # a result; torchrun would take another code for a crash and start again
     raise SystemExit(code if isinstance(code, int) else DONE)

@@ -15,7 +15,7 @@ from odn.data import DataSpec, Split
 from odn.devices import DeviceTable
 from odn.errors import OdnError, UsageError, require_extra
 from odn.exporting import MAX_DIFFERENCE
-from odn.files import read_bytes, write_atomically
+from odn.files import read_bytes, remove, write_atomically
 from odn.gates import Policy
 from odn.judging import write_inputs
 from odn.layers import Deployed
@@ -85,10 +85,10 @@ def route_run(
         device=device,
     )
     network.cpu()
-    with held(path):
-        _write(found, network, data.spec, data.valid, path / "artifact")
+    with held(path), tempfile.TemporaryDirectory() as folder:
+        outcome = _write(found, network, data.spec, data.valid, Path(folder))
         routing = _summary(found, time.perf_counter() - begin)
-        write_routing(routing, path)
+        _install(Path(folder), outcome, routing, path)
     return routing
 
 
@@ -137,26 +137,19 @@ class _Last(nn.Module):
         return logits
 
 
-def _write(found: Routed, network: PartitionedNetwork, data: DataSpec, valid: Split, artifact: Path) -> None:
-    """Write the stages, run them in a process of their own, and list them in the manifest where they agree."""
-    manifest = read_manifest(artifact)
-    exports = _stages(found.network, network, data)
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        routed.write_stages(exports, found.found.route, folder)
-        judge = write_inputs(valid, folder / "inputs.npy")
-        logits = run_apart(Job(directory=name, runtime="routed", inputs=str(folder / "inputs.npy"))).logits
-        assert logits is not None
-        expected = _in_torch(found.network, data, np.load(folder / "inputs.npy", mmap_mode="r"))
-        apart = np.abs(logits - expected).max(1)
-        # An input whose confidence lies within rounding of a threshold may leave at another exit.
-        astray = int((~(apart <= MAX_DIFFERENCE)).sum())
-        if astray > max(1, 0.001 * len(apart)):
-            raise OdnError(f"the stages differ from PyTorch on {astray} inputs; not kept")
-        (artifact / routed.FOLDER).mkdir(exist_ok=True)
-        for stage in (*routed.read_stages(folder).files, routed.FILE):
-            write_atomically(artifact / stage, read_bytes(folder / stage))
-    outcome = Exported(
+def _write(found: Routed, network: PartitionedNetwork, data: DataSpec, valid: Split, folder: Path) -> Exported:
+    """Write the stages, run them in a process of their own, and refuse them where they do not agree."""
+    routed.write_stages(_stages(found.network, network, data), found.found.route, folder)
+    judge = write_inputs(valid, folder / "inputs.npy")
+    logits = run_apart(Job(directory=str(folder), runtime="routed", inputs=str(folder / "inputs.npy"))).logits
+    assert logits is not None
+    expected = _in_torch(found.network, data, np.load(folder / "inputs.npy", mmap_mode="r"))
+    apart = np.abs(logits - expected).max(1)
+    # An input whose confidence lies within rounding of a threshold may leave at another exit.
+    astray = int((~(apart <= MAX_DIFFERENCE)).sum())
+    if astray > max(1, 0.001 * len(apart)):
+        raise OdnError(f"the stages differ from PyTorch on {astray} inputs; not kept")
+    return Exported(
         runtime="routed",
         kept=True,
         max_difference=float(np.quantile(apart, 0.999)),
@@ -164,9 +157,25 @@ def _write(found: Routed, network: PartitionedNetwork, data: DataSpec, valid: Sp
         valid_score=judge.score(logits).value,
         valid_score_drop=judge.score(expected).value - judge.score(logits).value,
     )
-    files = {**manifest.files, routed.FILE: sha256(read_bytes(artifact / routed.FILE))}
-    others = tuple(export for export in manifest.exports if export.runtime != "routed")
-    write_manifest(dataclasses.replace(manifest, files=files, exports=(*others, outcome)), artifact)
+
+
+def _install(folder: Path, outcome: Exported, routing: Routing, run: Path) -> None:
+    """Put stages into an artifact; one that is interrupted here has none rather than some of another route."""
+    artifact = run / "artifact"
+    manifest = read_manifest(artifact)
+    plain = dataclasses.replace(
+        manifest,
+        files={name: digest for name, digest in manifest.files.items() if name != routed.FILE},
+        exports=tuple(export for export in manifest.exports if export.runtime != "routed"),
+    )
+    write_manifest(plain, artifact)
+    remove(artifact / routed.FOLDER)
+    (artifact / routed.FOLDER).mkdir()
+    for stage in (*routed.read_stages(folder).files, routed.FILE):
+        write_atomically(artifact / stage, read_bytes(folder / stage))
+    write_routing(routing, run)
+    files = {**plain.files, routed.FILE: sha256(read_bytes(artifact / routed.FILE))}
+    write_manifest(dataclasses.replace(plain, files=files, exports=(*plain.exports, outcome)), artifact)
 
 
 def _stages(network: RoutedNetwork, whole: PartitionedNetwork, data: DataSpec) -> list[Export]:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from odn.calibration import read_routing
+from odn.calibration import ROUTING_FILE, read_routing
 from odn.data import Split
 from odn.engine import evaluate_depths
 from odn.errors import OdnError
@@ -36,10 +36,17 @@ def routing_of(run: Path, manifest: Manifest, test: Split | None) -> tuple[dict[
 
     Returns:
         ``routing`` of report.json, or None where there are no stages; and some of those that leave first and last.
+
+    Raises:
+        OdnError: when the stages are damaged, or of another route.
     """
     routing = read_routing(run)
     if routing is None or "routed" not in manifest.runtimes:
         return None, []
+    if routed.read_stages(run / "artifact").route.exits != routing.exits:
+        raise OdnError(
+            f"the stages of {run / 'artifact'} are of another route than {run / ROUTING_FILE}; run: odn route {run}"
+        )
     figures = {**to_table(routing), "test": None}
     if test is None:
         return figures, []

@@ -8,8 +8,8 @@ from pathlib import Path
 from safetensors.torch import save
 
 from odn.choosing import Candidate, Constraints, Judged, choose
-from odn.config import CompressConfig, ExportConfig
-from odn.curve import Curve, curve_of
+from odn.config import CompressConfig, ExpandConfig, ExportConfig
+from odn.curve import Curve, curve_of, held_score
 from odn.data import Data
 from odn.devices import DeviceTable, check_device
 from odn.engine import Watch, evaluate, finish, recalibrate
@@ -98,7 +98,7 @@ def specialize(
             f"add --to {device.runtime}, or measure another one with: odn profile {run} --latency --runtime torch"
         )
     curve = curve_of(result.records)
-    rows = choose(candidates(run, curve, device), constraints)
+    rows = choose(candidates(run, curve, config.expand, device), constraints)
     depth = next(row.candidate.depth for row in rows if row.verdict == "chosen")
     directory = Path(out) if out else run / "specialized" / f"depth_{depth:03d}"
     _check_place(directory, run, force=force)
@@ -134,12 +134,13 @@ def _files_for(device: DeviceTable | None) -> tuple[str, ...]:
     return () if device is None or device.runtime == "torch" else (device.runtime,)
 
 
-def candidates(run: Path, curve: Curve, device: DeviceTable | None = None) -> list[Candidate]:
+def candidates(run: Path, curve: Curve, config: ExpandConfig, device: DeviceTable | None = None) -> list[Candidate]:
     """Describe the network of every depth that a run trained.
 
     Args:
         run: the run directory.
         curve: how they do.
+        config: how sure a target has to be held.
         device: what predicts their latency.
 
     Returns:
@@ -161,6 +162,7 @@ def candidates(run: Path, curve: Curve, device: DeviceTable | None = None) -> li
             Candidate(
                 depth=record.depth,
                 valid_score=record.valid_score,
+                held_score=held_score(record, config),
                 parameters=cost.parameters,
                 macs=cost.macs,
                 file_bytes=len(save(tensors_of(prefix))),

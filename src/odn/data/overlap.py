@@ -1,11 +1,13 @@
 """Finding the samples that two splits have in common."""
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import torch
 
 from odn.data.splits import FileSplit, Split
+from odn.images import ImageFile
 
 _BATCH = 256
 
@@ -18,13 +20,27 @@ def shared_samples(some: Split, others: Split) -> int:
         others: where they are looked for.
 
     Returns:
-        Samples of ``some`` whose file, or without files whose content, is among ``others``.
+        Samples of ``some`` whose content, that of their file where they have one, is among ``others``.
     """
     if isinstance(some, FileSplit) and isinstance(others, FileSplit):
-        names = {others.name(index) for index in range(len(others))}
-        return sum(some.name(index) in names for index in range(len(some)))
+        return _shared_files(some.paths, others.paths)
     known = set(_digests(others))
     return sum(digest in known for digest in _digests(some))
+
+
+def _shared_files(some: Sequence[ImageFile], others: Sequence[ImageFile]) -> int:
+    """Count files with the same content, under whatever name; only those of equal size are read to the end."""
+    wanted = {_bytes_of(path) for path in some}
+    known = {_digest(path) for path in others if _bytes_of(path) in wanted}
+    return sum(_digest(path) in known for path in some) if known else 0
+
+
+def _bytes_of(path: ImageFile) -> int:
+    return path.stat().st_size if isinstance(path, Path) else len(path.read_bytes())
+
+
+def _digest(path: ImageFile) -> bytes:
+    return hashlib.blake2b(path.read_bytes(), digest_size=16).digest()
 
 
 def _digests(split: Split) -> Iterator[bytes]:
