@@ -35,6 +35,7 @@ ONE_BY_ONE, ROUNDS, BATCH = 500, 4, 64
 BARS = {
     "speedup_vs_full_batch_1": ">= 1.5",
     "accuracy_drop": "<= 0.002",
+    "accuracy_drop_most": "published",
     "p50_ratio": "<= 1.0",
     "speedup_vs_static": "published",
     "speedup_batch_64": ">= 1.2",
@@ -72,8 +73,8 @@ def measure(config: RunConfig, data: Data, run: Path, seconds: float, unit: str)
     goal: list[object] = ["--max-drop", MAX_DROP]
     if unit == "ms":
         table = run / "device.json"
-        if not table.is_file():
-            command("profile", run, "--latency", "--seconds", seconds, "--out", table)
+        table.unlink(missing_ok=True)
+        command("profile", run, "--latency", "--seconds", seconds, "--out", table)
         goal += ["--device", table]
     command("route", run, *goal)
     found = read_routing(run)
@@ -146,7 +147,8 @@ def summarise(rows: list[Row]) -> Row:
         rows: of all cells.
 
     Returns:
-        Geometric means over the routes that count in milliseconds, and the mean drop; None where nothing was measured.
+        Geometric means over the routes that count in milliseconds, with the mean and the largest drop; None where
+        nothing was measured.
     """
     rows = [row for row in rows if row["counted_in"] == "ms"]
     if not rows:
@@ -155,8 +157,9 @@ def summarise(rows: list[Row]) -> Row:
         name: geometric_mean(row[name] for row in rows)
         for name in ("speedup_vs_full_batch_1", "p50_ratio", "speedup_vs_static", "speedup_batch_64")
     }
-    drop = mean(row["full_test"] - row["routed_test"] for row in rows)
-    return {name: drop if name == "accuracy_drop" else figures[name] for name in BARS}
+    drops = [row["full_test"] - row["routed_test"] for row in rows]
+    figures |= {"accuracy_drop": mean(drops), "accuracy_drop_most": max(drops)}
+    return {name: figures[name] for name in BARS}
 
 
 def main() -> None:
@@ -186,7 +189,8 @@ def main() -> None:
         "`static` is the shallowest depth of the same training that is as accurate as the route on validation images. "
         f"Speed-ups are ratios of mean times over the first {ONE_BY_ONE} test images one by one, and over the first "
         f"{4 * ONE_BY_ONE:,} in batches of {BATCH}; the figures are geometric means of the rows counted in "
-        "milliseconds, `accuracy_drop` is a mean. `recommended` is what `odn route` and the report advise."
+        "milliseconds, `accuracy_drop` is their mean and `accuracy_drop_most` their largest drop. `recommended` is "
+        "what `odn route` and the report advise."
     )
     write_page(cells.path, "Dynamic depth", text, bars, cells.rows, COLUMNS)
 
