@@ -67,7 +67,7 @@ def check_directory(config: RunConfig, path: Path, *, force: bool, resume: bool)
             config = dataclasses.replace(config, weights_sha256=stored.weights_sha256)
         if stored != config:
             raise UsageError(f"{path} was started with {difference(stored, config)}; leave that out to resume")
-        if (path / "history.jsonl").is_file() and not (path / "checkpoints").is_dir():
+        if (path / "extracted").is_dir() and not (path / "checkpoints").is_dir():
             raise UsageError(
                 f"{path} has no checkpoints to go on from: it was specialised from another run, or they were removed"
             )
