@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import settings
 from PIL import Image
 
 from odn.cli import main
@@ -15,6 +16,9 @@ from odn.exporting import export
 from odn.images import Preprocessing
 
 ROOT = Path(__file__).parents[1]
+# How long an example takes says something of the machine, nothing of the code.
+settings.register_profile("unhurried", deadline=None)
+settings.load_profile("unhurried")
 
 
 @pytest.fixture(scope="session")

@@ -23,7 +23,7 @@ def test_every_sample_gets_its_own_change(config):
     assert len({image.numpy().tobytes() for image in changed}) == 32
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(height=st.integers(4, 20), width=st.integers(4, 20), seed=st.integers(0, 1000))
 def test_shifts_move_whole_pixels_and_bring_in_zeros(height, width, seed):
     x = torch.rand(3, 2, height, width) + 1

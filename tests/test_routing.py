@@ -8,7 +8,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -78,7 +78,6 @@ def test_patience_waits_for_exits_that_agree():
     assert depths_left(Route(policy="patience", exits=exits, last=4), logits).tolist() == [2, 3, 4]
 
 
-@settings(deadline=None)
 @given(
     policy=st.sampled_from(POLICIES),
     thresholds=st.lists(st.floats(0, 1), min_size=3, max_size=3),

@@ -38,7 +38,7 @@ def tally(task, outputs, targets, classes, *, batch=7):
     return found
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(seed=st.integers(0, 10**6), count=st.integers(2, 60), classes=st.integers(2, 6))
 def test_classes_are_scored_as_by_scikit_learn(seed, count, classes):
     generator = torch.Generator().manual_seed(seed)
@@ -57,7 +57,7 @@ def test_classes_are_scored_as_by_scikit_learn(seed, count, classes):
     assert score.accuracy == found.score("accuracy").value
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(seed=st.integers(0, 10**6), count=st.integers(4, 40), classes=st.integers(1, 4))
 def test_several_labels_numbers_and_masks_are_scored_as_by_scikit_learn(seed, count, classes):
     generator = torch.Generator().manual_seed(seed)

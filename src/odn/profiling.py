@@ -20,7 +20,7 @@ from odn.files import new_directory, write_atomically
 from odn.layers import Deployed
 from odn.network import PartitionedNetwork
 from odn.runtimes import RUNTIMES, Export, torch_session
-from odn.stopwatch import table_of, time_in_turn
+from odn.stopwatch import table_of, time_parts
 from odn.texts import AnyPreprocessing
 
 RUNTIME_NAMES = ("torch", "onnx", "openvino")
@@ -78,7 +78,7 @@ def measure_device(
                     session = RUNTIMES[runtime].open(folder / part, threads)
                 inputs = example[:1].numpy()
                 calls[part] = partial(session, inputs)
-            measured = time_in_turn(calls, seconds)
+            measured = time_parts(plan, calls, seconds)
             library = {"torch": str(torch.__version__)} if runtime == "torch" else {runtime: version(runtime)}
             content = table_of({**plan, "threads": threads}, measured, library)
     return parse_device_table(content, "what was measured")

@@ -17,7 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-ROUNDS = 5
+ROUNDS, WARM_UP = 5, 3
 
 
 def time_in_turn(calls: Mapping[str, Callable[[], object]], seconds: float) -> dict[str, float]:
@@ -33,7 +33,7 @@ def time_in_turn(calls: Mapping[str, Callable[[], object]], seconds: float) -> d
     times: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(ROUNDS):
         for name, call in calls.items():
-            for _ in range(3):
+            for _ in range(WARM_UP):
                 call()
             spent, own = 0.0, times[name]
             count = 0
@@ -43,6 +43,34 @@ def time_in_turn(calls: Mapping[str, Callable[[], object]], seconds: float) -> d
                 own.append(time.perf_counter() - start)
                 spent, count = spent + own[-1], count + 1
     return {name: statistics.median(own) * 1e3 for name, own in times.items()}
+
+
+def time_parts(plan: Mapping[str, Any], calls: Mapping[str, Callable[[], object]], seconds: float) -> dict[str, float]:
+    """Time the parts of a network one after another, as they follow each other in it, and whole networks in turn.
+
+    A part that is called many times in a row finds its weights in the cache; in a network that is larger than the cache
+    they have to be fetched for every input.
+
+    Args:
+        plan: which measurement stands for which part, as in ``parts.json``.
+        calls: by measurement.
+        seconds: spent on each in all.
+
+    Returns:
+        Median milliseconds by measurement.
+    """
+    blocks_and_heads = [name for pair in zip(plan["blocks"], plan["heads"], strict=True) for name in pair]
+    parts = list(dict.fromkeys([plan["call"], plan["stem"], *blocks_and_heads]))
+    times: dict[str, list[float]] = {name: [] for name in parts}
+    passes, end = 0, time.perf_counter() + seconds * len(parts)
+    while passes < WARM_UP + 3 * ROUNDS or time.perf_counter() < end:
+        for name in parts:
+            start = time.perf_counter()
+            calls[name]()
+            times[name].append(time.perf_counter() - start)
+        passes += 1
+    own = {name: statistics.median(values[WARM_UP:]) * 1e3 for name, values in times.items()}
+    return own | time_in_turn({name: call for name, call in calls.items() if name not in own}, seconds)
 
 
 def machine() -> dict[str, str]:
@@ -120,7 +148,7 @@ def main() -> int:
         noise = generator.random(inputs["shape"]) * 255
         batch = {session.get_inputs()[0].name: noise.astype(inputs["dtype"])}
         calls[name] = partial(session.run, None, batch)
-    measured = time_in_turn(calls, options.seconds)
+    measured = time_parts(plan, calls, options.seconds)
     versions = {"onnxruntime": onnxruntime.__version__, "python": platform.python_version()}
     text = json.dumps(table_of({**plan, "threads": options.threads}, measured, versions), indent=2) + "\n"
     if options.out:
