@@ -217,7 +217,7 @@ def summarise(rows: list[Row]) -> Row:
 def main() -> None:
     """Kill runs until there were enough kills, then print and write the page."""
     options = parse("chaos", __doc__ or "")
-    cells = Cells(options.out, summarise)
+    cells = Cells(options, summarise)
     folder = ROOT / "runs" / "chaos"
     shutil.rmtree(folder / "alone", ignore_errors=True)
     (folder / "alone").mkdir(parents=True)

@@ -1,12 +1,14 @@
 """What every benchmark shares: its options, its finished cells, the machine it ran on, and its page.
 
-``python -m benchmarks.NAME [--quick] [--data-dir DIR] [--out FILE.json]`` prints a table and writes JSON with
-``machine command date commit summary rows``. Cells that are finished are kept in that file, so that an interrupted
-benchmark goes on where it stopped. The page beside it is made from the JSON alone.
+``python -m benchmarks.NAME [--quick] [--data-dir DIR] [--out FILE.json] [--only NAME=VALUE ...]`` prints a table and
+writes JSON with ``machine command date commit summary rows``. Cells that are finished are kept in that file, so that an
+interrupted benchmark goes on where it stopped, and several processes can measure different cells of it at once. The
+page beside it is made from the JSON alone.
 """
 
 import argparse
 import datetime
+import fcntl
 import json
 import os
 import platform
@@ -29,12 +31,15 @@ def parse(name: str, description: str) -> argparse.Namespace:
         description: for --help.
 
     Returns:
-        quick, data_dir and out; a quick run writes beside the results that are kept, never over them.
+        quick, data_dir, out and only; a quick run writes beside the results that are kept, never over them.
     """
     parser = argparse.ArgumentParser(prog=f"python -m benchmarks.{name}", description=description)
     parser.add_argument("--quick", action="store_true", help="a reduced run of the same code in under 10 minutes")
     parser.add_argument("--data-dir", type=Path, default=Path(os.environ.get("ODN_DATA_DIR", "data")))
     parser.add_argument("--out", type=Path)
+    parser.add_argument(
+        "--only", nargs="*", default=[], type=_condition, metavar="NAME=VALUE[,VALUE]", help="cells to measure now"
+    )
     options = parser.parse_args()
     if options.out is None:
         folder = ROOT / "runs" / "quick" if options.quick else ROOT / "benchmarks" / "results"
@@ -42,32 +47,49 @@ def parse(name: str, description: str) -> argparse.Namespace:
     return options
 
 
+def _condition(text: str) -> tuple[str, list[str]]:
+    name, found, values = text.partition("=")
+    if not found:
+        raise argparse.ArgumentTypeError(f"{text} is no condition; give NAME=VALUE or NAME=VALUE,VALUE")
+    return name, values.split(",")
+
+
 @final
 class Cells:
     """The finished cells of a benchmark, kept in its JSON file.
 
     Args:
-        path: of the JSON file.
+        options: ``out`` is the JSON file; ``only`` the conditions on keys that a cell has to meet to be measured.
         summarise: turns all rows into the figures of the contract; what was not measured is None.
     """
 
-    def __init__(self, path: Path, summarise: Callable[[list[Row]], Row]) -> None:
-        self.path, self.summarise = path, summarise
-        kept = json.loads(path.read_text()) if path.is_file() else {"rows": []}
+    def __init__(self, options: argparse.Namespace, summarise: Callable[[list[Row]], Row]) -> None:
+        self.path, self.summarise = options.out, summarise
+        self._only: list[tuple[str, list[str]]] = options.only
+        kept = self._kept()
         self.rows: list[Row] = kept.pop("rows")
         self._made: Row = {name: kept[name] for name in ("machine", "command", "date", "commit") if name in kept}
 
-    def run(self, key: Row, measure: Callable[[], Row]) -> None:
+    def _kept(self) -> Row:
+        return json.loads(self.path.read_text()) if self.path.is_file() else {"rows": []}
+
+    def run(self, key: Row, measure: Callable[[], Row]) -> Row | None:
         """Measure one cell unless it is finished.
 
         Args:
             key: what identifies the cell; part of its row.
             measure: does the work and returns the rest of the row.
+
+        Returns:
+            The row; None where the cell is left to another call.
         """
-        if any(key.items() <= row.items() for row in self.rows):
-            print("kept:", *key.values(), flush=True)
-            return
-        row = {**key, **measure(), "commit": commit()}
+        for row in self.rows:
+            if key.items() <= row.items():
+                print("kept:", *key.values(), flush=True)
+                return row
+        if any(name in key and str(key[name]) not in values for name, values in self._only):
+            return None
+        row = json.loads(json.dumps({**key, **measure(), "commit": commit()}))
         self.rows.append(row)
         # When and where the newest cell was measured; a run that measures nothing does not change it.
         self._made = {
@@ -78,14 +100,19 @@ class Cells:
         }
         print(*(f"{name}={value}" for name, value in row.items()), flush=True)
         self.save()
+        return row
 
     def save(self) -> None:
-        """Write the JSON file."""
-        document = {**self._made, "summary": self.summarise(self.rows), "rows": self.rows}
+        """Write the JSON file, with the rows that other processes have put there meanwhile."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = self.path.with_suffix(".partial")
-        temporary.write_text(json.dumps(document, indent=2) + "\n")
-        temporary.replace(self.path)
+        with self.path.with_suffix(".lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            kept = self._kept()["rows"]
+            self.rows = [*kept, *(row for row in self.rows if row not in kept)]
+            document = {**self._made, "summary": self.summarise(self.rows), "rows": self.rows}
+            temporary = self.path.with_suffix(".partial")
+            temporary.write_text(json.dumps(document, indent=2) + "\n")
+            temporary.replace(self.path)
 
 
 def settle_flags(flags: Sequence[str]) -> list[str]:

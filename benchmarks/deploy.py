@@ -300,7 +300,7 @@ def summarise(rows: list[Row]) -> Row:
 def main() -> None:
     """Measure every cell, then print and write the page."""
     options = parse("deploy", __doc__ or "")
-    cells = Cells(options.out, summarise)
+    cells = Cells(options, summarise)
     runs = ROOT / "runs" / ("deploy_quick" if options.quick else "deploy")
     jobs: list[tuple[Row, Callable[[], Row]]] = []
     for cell, (dataset, flags) in list(JOBS.items())[: 2 if options.quick else None]:

@@ -2,24 +2,25 @@
 
 The oracle trains each depth from scratch with a one-cycle schedule. A target lies midway between two neighbouring
 depths of its mean validation curve, where these differ by more than two standard errors; the oracle's depth for that
-target is the deeper of the two. Flat stretches have no right answer: they give no cell and are counted.
+target is the deeper of the two. Flat stretches have no right answer: they give no cell and are counted. Without a
+target the right depth is the shallowest one within ``ExpandConfig.within`` of the oracle's best.
 """
 
-import math
-from collections import defaultdict
+import hashlib
+import time
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
-from itertools import groupby, pairwise
+from itertools import groupby
 from pathlib import Path
-from statistics import fmean, stdev, variance
 from typing import Any, TypeVar
 
-import numpy as np
 import torch
 
 import odn
-from benchmarks.common import Cells, Row, cifar_folder, parse, write_page
+from benchmarks.common import Cells, Row, cifar_folder, parse, table, write_page
+from benchmarks.yardstick import Oracle, Pair, figures_of, growth_exponent, judged, oracles_of
+from odn.allocator import reuse_freed_memory
 from odn.data import Data, load_data
 from odn.defaults import DATASETS
 from odn.engine import evaluate
@@ -31,7 +32,8 @@ from odn.records import EpochRecord
 
 Result = TypeVar("Result")
 SPLIT_SEED = 0  # subset and split stay the same: the depth that is right is the one for these data
-GROWTH = ("cifar_resnet20", "cifar_resnet32", "cifar_resnet56", "cifar_resnet110")
+GROWTH, GROWTH_DATA = ("cifar_resnet20", "cifar_resnet32", "cifar_resnet56", "cifar_resnet110"), "fashion-mnist"
+SEARCH_CODE = ("config/training.py", "expansion.py", "search.py", "stopping.py", "extraction.py")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,41 +41,81 @@ class Plan:
     """What is measured.
 
     Attributes:
-        grid: pairs of dataset and backbone.
+        grid: pairs of dataset and backbone, each with the depths that may be chosen; none means all.
         seeds: of weights, order and augmentation.
         epochs: of the oracle at every depth, and of the reference at full depth.
         train_limit: training images; 0 means all.
         most_targets: cells of one pair at most, evenly spread over its steep stretches; 0 takes all.
-        growth: backbones over which the growth of the cost is fitted.
-        growth_target: their common target on Fashion-MNIST.
+        growth: backbones over which the growth of the cost is fitted, the shallowest first; the target is the deepest
+            one that the oracle of that backbone gives.
     """
 
-    grid: tuple[tuple[str, str], ...]
+    grid: tuple[tuple[str, str, tuple[int, ...]], ...]
     seeds: tuple[int, ...] = (0, 1, 2)
     epochs: int = 30
     train_limit: int = 4_000
-    most_targets: int = 0
+    most_targets: int = 3
     growth: tuple[str, ...] = GROWTH
-    growth_target: float = 0.8
+
+    @property
+    def pairs(self) -> list[tuple[Pair, list[int]]]:
+        """Dataset and backbone, with every depth that may be chosen."""
+        return [((data, name), list(depths) or every_depth(name)) for data, name, depths in self.grid]
 
 
 DATA = ("fashion-mnist", "cifar10_jpeg", "mnist")
+OF_27 = (1, 2, 3, 4, 6, 9, 12, 18, 27)
 # On two cores every depth of cifar_resnet56 would take 10,000 images half a day per seed.
-CPU = Plan(grid=tuple((name, backbone) for backbone in ("resnet18", "cifar_resnet20") for name in DATA))
+CPU = Plan(
+    grid=(
+        ("fashion-mnist", "resnet18", ()),
+        ("fashion-mnist", "cifar_resnet20", ()),
+        ("cifar10_jpeg", "resnet18", ()),
+        ("cifar10_jpeg", "cifar_resnet20", ()),
+        ("mnist", "cifar_resnet20", ()),
+        ("mnist", "resnet18", ()),
+    )
+)
 CUDA = Plan(
-    grid=tuple((name, backbone) for backbone in ("resnet18", "cifar_resnet56") for name in DATA),
+    grid=(
+        *((name, "resnet18", ()) for name in DATA),
+        *((name, "cifar_resnet56", OF_27) for name in DATA),
+        (GROWTH_DATA, GROWTH[0], ()),
+    ),
     train_limit=0,
-    growth_target=0.92,
 )
 QUICK = Plan(
-    grid=(("fashion-mnist", "resnet18"),),
+    grid=((GROWTH_DATA, GROWTH[0], (1, 5, 9)),),
     seeds=(0, 1),
     epochs=4,
     train_limit=2_000,
     most_targets=1,
     growth=GROWTH[:2],
-    growth_target=0.5,
 )
+
+
+@cache
+def every_depth(backbone: str) -> list[int]:
+    """List the depths of a backbone.
+
+    Args:
+        backbone: its name.
+
+    Returns:
+        From 1 to the full depth.
+    """
+    return list(range(1, build_network(backbone, (1, 28, 28), 10, device="meta").max_depth + 1))
+
+
+@cache
+def search_code() -> str:
+    """Name the search that is measured.
+
+    Returns:
+        Eight hexadecimal digits of a hash over what decides: the cells of another search are measured anew.
+    """
+    folder = Path(odn.__file__).parent
+    return hashlib.sha256(b"".join((folder / name).read_bytes() for name in SEARCH_CODE)).hexdigest()[:8]
 
 
 @cache
@@ -111,7 +153,9 @@ def macs_of(backbone: str, input_shape: tuple[int, int, int], classes: int) -> l
     return macs_by_depth(build_network(backbone, input_shape, classes, device="meta").prefixes(), input_shape)
 
 
-def row_of(network: torch.nn.Module, data: Data, backbone: str, valid: float, records: Sequence[EpochRecord]) -> Row:
+def row_of(
+    network: torch.nn.Module, data: Data, backbone: str, valid: float, records: Sequence[EpochRecord], seconds: float
+) -> Row:
     """Describe a trained network.
 
     Args:
@@ -120,6 +164,7 @@ def row_of(network: torch.nn.Module, data: Data, backbone: str, valid: float, re
         backbone: its name.
         valid: validation accuracy.
         records: of everything that was trained to get there.
+        seconds: of the processor, for the same.
 
     Returns:
         Accuracies and costs.
@@ -129,7 +174,8 @@ def row_of(network: torch.nn.Module, data: Data, backbone: str, valid: float, re
         "valid": valid,
         "test": evaluate(network, data.test).value,
         "train_macs": train_macs(records, macs),
-        "seconds": round(sum(record.seconds for record in records), 1),
+        "learning_macs": sum(3 * record.train_samples * macs[record.depth - 1] for record in records),
+        "seconds": round(seconds, 1),
         "threads": torch.get_num_threads(),
     }
 
@@ -164,155 +210,116 @@ def scratch(data: Data, backbone: str, depth: int, seed: int, epochs: int) -> Ro
     Returns:
         The figures of one row of the oracle.
     """
+    begin = _clock()
     network = odn.extract(odn.partition(backbone, data.spec, seed=seed), depth)
     config = odn.FinetuneConfig(epochs=epochs)
     records, result = finished(finetune_epochs(network, data.train, data.valid, config=config, seed=seed))
-    return row_of(network, data, backbone, result.valid_score, records)
+    return row_of(network, data, backbone, result.valid_score, records, _clock() - begin)
 
 
-def search(data: Data, backbone: str, target: float, seed: int) -> Row:
+def search(data: Data, backbone: str, depths: tuple[int, ...], target: float, seed: int) -> Row:
     """Do what ``odn run`` does: expand, extract, fine-tune, with the defaults.
 
     Args:
         data: train and validation split.
         backbone: its name.
-        target: validation accuracy.
+        depths: that may be chosen; none means all.
+        target: validation accuracy; 0 is ``--target auto``.
         seed: of weights, order and augmentation.
 
     Returns:
         The figures of one row of the product.
     """
+    begin = _clock()
     network = odn.partition(backbone, data.spec, seed=seed)
-    config = odn.ExpandConfig(target_accuracy=target)
+    config = odn.ExpandConfig(target_accuracy=target, depths=depths)
     grown, chosen = finished(expand_epochs(network, data.train, data.valid, config=config, seed=seed))
     small = odn.extract(network, chosen.depth)
     tuned, result = finished(finetune_epochs(small, data.train, data.valid, seed=seed))
+    seconds = _clock() - begin
     path = [(key, len(list(group))) for key, group in groupby(grown, key=lambda r: (r.phase, r.depth))]
     return {
         "depth": chosen.depth,
+        "blocks": network.max_depth,
         "reached": chosen.reached,
+        "settled": chosen.target_accuracy,
+        "within": config.within,
         "path": " ".join(f"{phase[0]}{depth}:{epochs}" for (phase, depth), epochs in path) + f" f:{len(tuned)}",
-        **row_of(small, data, backbone, result.valid_score, [*grown, *tuned]),
+        **row_of(small, data, backbone, result.valid_score, [*grown, *tuned], seconds),
     }
 
 
-@dataclass(frozen=True, kw_only=True)
-class Oracle:
-    """What training every depth from scratch says of one dataset and backbone.
-
-    Attributes:
-        valid: mean validation accuracy by depth.
-        test: mean test accuracy by depth.
-        train_macs: mean cost of training each depth.
-        seconds: mean time of training each depth.
-        targets: pairs of target and the depth that is right for it.
-        flat: neighbouring depths between which no target can be placed.
-    """
-
-    valid: tuple[float, ...]
-    test: tuple[float, ...]
-    train_macs: tuple[float, ...]
-    seconds: tuple[float, ...]
-    targets: tuple[tuple[float, int], ...]
-    flat: int
+def _clock() -> float:
+    """Seconds that do not run while another process has the processor; beside a GPU those of the wall."""
+    return time.perf_counter() if torch.cuda.is_available() else time.process_time()
 
 
-def oracle_of(rows: Sequence[Row], most_targets: int = 0) -> Oracle:
-    """Read the oracle from its rows.
+def of_plan(rows: Sequence[Row], plan: Plan) -> list[Row]:
+    """Leave out what another plan or another search has put into the same file.
 
     Args:
-        rows: every depth of one dataset and backbone, with every seed.
-        most_targets: targets to keep, evenly spread; 0 keeps all.
+        rows: of all cells.
+        plan: what is measured.
 
     Returns:
-        Curves and targets.
+        Rows with the plan's images, seeds, epochs, and the search as it is now.
     """
-    depths = sorted({row["depth"] for row in rows})
-    by_depth = [[row for row in rows if row["depth"] == depth] for depth in depths]
-    valid = [fmean(row["valid"] for row in group) for group in by_depth]
-    # The variance over seeds is pooled over the depths: that of two or three values alone is worth little.
-    pooled = fmean(variance([row["valid"] for row in group]) for group in by_depth)
-    error = math.sqrt(2 * pooled / len(by_depth[0]))
-    targets = []
-    for shallow, deep in pairwise(range(len(depths))):
-        target = (valid[shallow] + valid[deep]) / 2
-        # A depth that an earlier one has already overtaken is never the right one.
-        if valid[deep] - valid[shallow] > 2 * error and target > max(valid[: shallow + 1]):
-            targets.append((round(target, 4), depths[deep]))
-    flat = len(depths) - 1 - len(targets)
-    if 0 < most_targets < len(targets):
-        targets = [targets[round(i)] for i in np.linspace(0, len(targets) - 1, most_targets)]
-    return Oracle(
-        valid=tuple(valid),
-        test=tuple(fmean(row["test"] for row in group) for group in by_depth),
-        train_macs=tuple(fmean(row["train_macs"] for row in group) for group in by_depth),
-        seconds=tuple(fmean(row["seconds"] for row in group) for group in by_depth),
-        targets=tuple(targets),
-        flat=flat,
-    )
+    now = {"train_limit": plan.train_limit, "epochs": plan.epochs, "search": search_code()}
+    return [
+        row
+        for row in rows
+        if row["seed"] in plan.seeds and all(row[name] == value for name, value in now.items() if name in row)
+    ]
 
 
-def judged(row: Row, oracle: Oracle, right_depth: int) -> Row:
-    """Compare a search with the oracle.
+def judge(rows: Sequence[Row], plan: Plan) -> tuple[dict[Pair, Oracle], list[Row]]:
+    """Hold every search against its oracle.
 
     Args:
-        row: of the product.
-        oracle: of the same dataset and backbone.
-        right_depth: the oracle's depth for that target.
+        rows: of all cells.
+        plan: what is measured.
 
     Returns:
-        The row with its ratios.
+        Oracle by pair, and the searches that have one.
     """
-    scratch_test = oracle.test[row["depth"] - 1]
-    return {
-        **row,
-        "oracle_depth": right_depth,
-        "max_depth": len(oracle.valid),
-        "test_minus_scratch": row["test"] - scratch_test,
-        "cost_vs_full": row["train_macs"] / oracle.train_macs[-1],
-        "cost_vs_oracle": row["train_macs"] / sum(oracle.train_macs),
-        "seconds_vs_full": row["seconds"] / oracle.seconds[-1],
-        "seconds_vs_oracle": row["seconds"] / sum(oracle.seconds),
-    }
+    rows = of_plan(rows, plan)
+    oracles = oracles_of(rows, plan.pairs, plan.seeds, plan.most_targets)
+    pairs = ((row, (row["data"], row["backbone"])) for row in rows if row["kind"] != "scratch")
+    found = [judged(row, oracles[pair]) for row, pair in pairs if pair in oracles]
+    return oracles, [row for row in found if row is not None]
 
 
-def summarise(rows: Sequence[Row]) -> Row:
+def growth_target(oracles: dict[Pair, Oracle], plan: Plan) -> float | None:
+    """Choose the target that all backbones of the growth are searched for.
+
+    Args:
+        oracles: by pair.
+        plan: what is measured.
+
+    Returns:
+        The deepest target of the first of these backbones; None while its oracle is not known or has none.
+    """
+    oracle = oracles.get((GROWTH_DATA, plan.growth[0]))
+    return oracle.targets[-1][0] if oracle and oracle.targets else None
+
+
+def summarise(rows: Sequence[Row], plan: Plan) -> Row:
     """Compute the figures of the contract.
 
     Args:
         rows: of all cells.
+        plan: what is measured.
 
     Returns:
         Figure by name; None where no cell was measured.
     """
-    found = [row for row in rows if row["kind"] == "search"]
-    early = [row for row in found if 2 * row["oracle_depth"] <= row["max_depth"]]
-    groups = defaultdict(list)
-    for row in found:
-        groups[row["data"], row["backbone"], row["target"]].append(row["depth"])
-    growth = [row for row in rows if row["kind"] == "growth"]
-
-    def over(chosen: Sequence[Row], value: Callable[[Row], float], combine: Callable[[list[float]], float]) -> Any:
-        return combine([value(row) for row in chosen]) if chosen else None
-
-    spreads = [stdev(depths) for depths in groups.values() if len(depths) > 1]
-    blocks = sorted({row["max_depth"] for row in growth})
-    exponent = None
-    if len(blocks) > 1:
-        x, y = (np.log([row[name] for row in growth]) for name in ("max_depth", "train_macs"))
-        exponent = float(np.polyfit(x, y, 1)[0])
+    oracles, found = judge(rows, plan)
+    searches, autos = ([row for row in found if row["kind"] == kind] for kind in ("search", "auto"))
+    target = growth_target(oracles, plan)
+    grown = [row for row in of_plan(rows, plan) if row["kind"] == "search" and row["data"] == GROWTH_DATA]
     return {
-        "within_one_block_share": over(found, lambda row: abs(row["depth"] - row["oracle_depth"]) <= 1, fmean),
-        "exact_share": over(found, lambda row: row["depth"] == row["oracle_depth"], fmean),
-        "cost_vs_full_first_half_max": over(early, lambda row: row["cost_vs_full"], max),
-        "cost_vs_full_max": over(found, lambda row: row["cost_vs_full"], max),
-        "cost_vs_oracle_mean": over(found, lambda row: row["cost_vs_oracle"], fmean),
-        "cost_vs_oracle_max": over(found, lambda row: row["cost_vs_oracle"], max),
-        "accuracy_minus_scratch_mean": over(found, lambda row: row["test_minus_scratch"], fmean),
-        "depth_std_max": max(spreads, default=None),
-        "cost_growth_exponent": exponent,
-        "cells": len(found),
-        "flat_stretches": sum(row["flat_stretches"] for row in rows if row["kind"] == "oracle"),
+        **figures_of(searches, autos, list(oracles.values())),
+        "cost_growth_exponent": growth_exponent([row for row in grown if row["target"] == target], plan.growth),
     }
 
 
@@ -327,59 +334,56 @@ BARS = {
     "depth_std_max": "<= 1",
     "cost_growth_exponent": "<= 1.0",
 }
-
-
 COLUMNS = (
-    "kind", "data", "backbone", "target", "seed", "oracle_depth", "depth", "max_depth", "reached", "valid", "test",
-    "test_minus_scratch", "cost_vs_full", "cost_vs_oracle", "seconds_vs_full", "seconds_vs_oracle", "path", "commit",
+    "kind", "data", "backbone", "target", "seed", "oracle_depth", "depth", "blocks", "reached", "valid", "test",
+    "test_minus_scratch", "cost_vs_full", "cost_vs_full_learning", "cost_vs_oracle", "seconds_vs_full",
+    "seconds_vs_oracle", "path", "commit",
 )  # fmt: skip
+CURVES = ("data", "backbone", "depth", "valid", "error", "test", "target", "train_macs", "seconds")
 
 
 def main() -> None:
     """Measure every cell, then print and write the page."""
     options = parse("depth_choice", __doc__ or "")
     plan = QUICK if options.quick else CUDA if torch.cuda.is_available() else CPU
-    cells = Cells(options.out, summarise)
-    for name, backbone in plan.grid:
-        measure(cells, plan, name, backbone, options.data_dir)
-    data = data_of("fashion-mnist", plan.train_limit, options.data_dir)
-    for backbone in plan.growth:
-        key = {"kind": "growth", "data": "fashion-mnist", "backbone": backbone, "target": plan.growth_target}
+    reuse_freed_memory()
+    cells = Cells(options, partial(summarise, plan=plan))
+    for (name, backbone), depths in plan.pairs:
+        data = data_of(name, plan.train_limit, options.data_dir)
         for seed in plan.seeds:
-            cells.run({**key, "seed": seed}, partial(search, data, backbone, plan.growth_target, seed))
+            for depth in depths:
+                key: Row = {"kind": "scratch", "data": name, "backbone": backbone, "depth": depth, "seed": seed}
+                key |= {"epochs": plan.epochs, "train_limit": plan.train_limit}
+                cells.run(key, partial(scratch, data, backbone, depth, seed, plan.epochs))
+    oracles, _ = judge(cells.rows, plan)
+    for (name, backbone), oracle in oracles.items():
+        planned = next(depths for data, known, depths in plan.grid if (data, known) == (name, backbone))
+        for target, _ in oracle.targets:
+            seek(cells, plan, options.data_dir, (name, backbone), planned, target)
+        seek(cells, plan, options.data_dir, (name, backbone), planned, 0.0)
+    target = growth_target(oracles, plan)
+    for backbone in plan.growth if target else ():
+        seek(cells, plan, options.data_dir, (GROWTH_DATA, backbone), (), target)
     cells.save()
     publish(cells, plan)
 
 
-def measure(cells: Cells, plan: Plan, name: str, backbone: str, data_dir: Path) -> None:
-    """Measure the oracle of one dataset and backbone, then the search for each of its targets.
+def seek(cells: Cells, plan: Plan, data_dir: Path, pair: Pair, depths: tuple[int, ...], target: float | None) -> None:
+    """Search for one target with every seed.
 
     Args:
         cells: keeps what is finished.
         plan: seeds and sizes.
-        name: of the dataset.
-        backbone: its name.
         data_dir: where the datasets lie.
+        pair: dataset and backbone.
+        depths: that may be chosen; none means all.
+        target: validation accuracy; 0 is ``--target auto``.
     """
-    data = data_of(name, plan.train_limit, data_dir)
-    pair = {"data": name, "backbone": backbone}
-    depths = range(1, len(macs_of(backbone, data.spec.input_shape, len(data.spec.classes))) + 1)
+    data = data_of(pair[0], plan.train_limit, data_dir)
     for seed in plan.seeds:
-        for depth in depths:
-            key = {"kind": "scratch", **pair, "depth": depth, "seed": seed}
-            cells.run(key, partial(scratch, data, backbone, depth, seed, plan.epochs))
-    found = [row for row in cells.rows if {"kind": "scratch", **pair}.items() <= row.items()]
-    oracle = oracle_of(found, plan.most_targets)
-    cells.run({"kind": "oracle", **pair}, lambda: {"targets": len(oracle.targets), "flat_stretches": oracle.flat})
-    for target, right_depth in oracle.targets:
-        for seed in plan.seeds:
-            key = {"kind": "search", **pair, "target": target, "seed": seed}
-            cells.run(
-                key,
-                lambda target=target, right_depth=right_depth, seed=seed: judged(
-                    search(data, backbone, target, seed), oracle, right_depth
-                ),
-            )
+        key: Row = {"kind": "search" if target else "auto", "data": pair[0], "backbone": pair[1], "seed": seed}
+        key |= {"target": target, "train_limit": plan.train_limit, "search": search_code()}
+        cells.run(key, partial(search, data, pair[1], depths, target or 0.0, seed))
 
 
 def publish(cells: Cells, plan: Plan) -> None:
@@ -389,18 +393,38 @@ def publish(cells: Cells, plan: Plan) -> None:
         cells: those that are finished.
         plan: what was measured.
     """
-    summary = summarise(cells.rows)
+    summary = summarise(cells.rows, plan)
+    oracles, found = judge(cells.rows, plan)
     bars = [{"figure": name, "bar": BARS.get(name, "told"), "measured": value} for name, value in summary.items()]
+    curves = [
+        {"data": pair[0], "backbone": pair[1], **point} for pair, oracle in oracles.items() for point in _points(oracle)
+    ]
     text = (
         f"{f'Subsets of {plan.train_limit:,}' if plan.train_limit else 'All'} training images, the same ones and the "
-        "same split for every seed; seeds "
-        "differ in initial weights, order and augmentation. `full` is a one-cycle training of the full depth, `oracle` "
-        f"one of every depth, each {plan.epochs} epochs. Costs are training MACs as the report counts them, expansion "
-        "and fine-tuning together; seconds were taken beside other work, each process with one thread, so they compare "
-        "with each other only. `path` lists the epochs of each step: e expand, c cool-down, l look back, f fine-tune."
+        "same split for every seed; seeds differ in initial weights, order and augmentation. `full` is a one-cycle "
+        f"training of the full depth, `oracle` one of every depth, each {plan.epochs} epochs. Costs are training MACs "
+        "as the report counts them, expansion and fine-tuning together, evaluation after every epoch included; "
+        "`cost_vs_full_learning` leaves it out of the full training alone. Seconds are those of "
+        "the processor. `path` lists the epochs of each step: e expand, c cool-down, l look back, f fine-tune. "
+        "`blocks_off` counts planned depths. A search that missed its target counts as wrong.\n\n"
+        "The oracle: means over seeds; `error` is the standard error of the difference to the depth before, `target` "
+        "what is asked of the search for which this depth is right.\n\n" + table(curves, CURVES)
     )
-    rows = [row for row in cells.rows if row["kind"] != "scratch"]
-    write_page(cells.path, "Depth choice: the search against an oracle", text, bars, rows, COLUMNS)
+    judged_keys = [{name: row[name] for name in ("kind", "data", "backbone", "target", "seed")} for row in found]
+    others = [
+        row
+        for row in of_plan(cells.rows, plan)
+        if row["kind"] != "scratch" and not any(key.items() <= row.items() for key in judged_keys)
+    ]
+    write_page(cells.path, "Depth choice: the search against an oracle", text, bars, [*found, *others], COLUMNS)
+
+
+def _points(oracle: Oracle) -> list[dict[str, Any]]:
+    target: Callable[[int], float | None] = {depth: value for value, depth in oracle.targets}.get
+    names = ("depth", "valid", "error", "test", "train_macs", "seconds")
+    columns = (oracle.depths, oracle.valid, oracle.error, oracle.test, oracle.train_macs, oracle.seconds)
+    points = [dict(zip(names, point, strict=True)) for point in zip(*columns, strict=True)]
+    return [{**point, "target": target(point["depth"])} for point in points]
 
 
 if __name__ == "__main__":

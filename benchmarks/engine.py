@@ -167,7 +167,7 @@ def main() -> None:
     """Measure every cell, then print and write the page."""
     options = parse("engine", __doc__ or "")
     reuse_freed_memory()
-    cells = Cells(options.out, summarise)
+    cells = Cells(options, summarise)
     for cell, (dataset, backbone, depth) in list(JOBS.items())[: 1 if options.quick else None]:
         cells.run(
             {"cell": cell}, partial(measure, dataset, backbone, depth, options.data_dir, 5 if options.quick else 20)

@@ -641,7 +641,7 @@ def summarise(rows: list[Row]) -> Row:
 def main() -> None:
     """Attack every reader, then print and write the page."""
     options = parse("fuzz", __doc__ or "")
-    cells = Cells(options.out, summarise)
+    cells = Cells(options, summarise)
     keep = ROOT / "runs" / "fuzz"
     count = 50 if options.quick else 1200
     for kind in ATTACKS:

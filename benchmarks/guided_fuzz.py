@@ -176,7 +176,7 @@ def main() -> None:
         hunt(sys.argv[2], Path(sys.argv[3]), sys.argv[4:])
         return
     options = parse("guided_fuzz", __doc__ or "")
-    cells = Cells(options.out, summarise)
+    cells = Cells(options, summarise)
     for kind in FILES:
         runs = QUICK_RUNS if options.quick else RUNS // 10 if kind in SLOW else RUNS
         cells.run({"kind": kind}, partial(assault, kind, runs, ROOT / "runs" / "guided_fuzz"))

@@ -130,7 +130,7 @@ def summarise(rows: list[Row]) -> Row:
 def main() -> None:
     """Measure every cell, then print and write the page."""
     options = parse("headline", __doc__ or "")
-    cells = Cells(options.out, summarise)
+    cells = Cells(options, summarise)
     runs = ROOT / "runs" / ("headline_quick" if options.quick else "headline")
     seeds = SEEDS[:1] if options.quick else SEEDS
     # The long jobs come last, seed by seed: an interrupted benchmark has at least one of each.

@@ -297,7 +297,7 @@ def main() -> None:
     """Measure every cell, then print and write the page."""
     options = parse("oneshot", __doc__ or "")
     plan = QUICK if options.quick else FULL
-    cells = Cells(options.out, summarise)
+    cells = Cells(options, summarise)
     runs = ROOT / "runs" / ("oneshot_quick" if options.quick else "oneshot")
     for training in plan.grid:
         dataset, backbone, depths, _ = training
@@ -306,17 +306,16 @@ def main() -> None:
             data = load_run_data(config)
             run = runs / f"{dataset}-{backbone}-{seed}"
             key: Row = {"dataset": dataset, "backbone": backbone, "seed": seed}
-            cells.run({"kind": "together", **key}, partial(together, config, data, run))
+            joint = cells.run({"kind": "together", **key}, partial(together, config, data, run))
             cells.run({"kind": "specialise", **key}, partial(chosen, config, run))
+            whole = None
             for depth in depths:
-                cells.run({"kind": "alone", **key, "depth": depth}, partial(alone, depth, config, data, plan.epochs))
-            joint, whole = (
-                next(row for row in cells.rows if wanted.items() <= row.items())
-                for wanted in ({"kind": "together", **key}, {"kind": "alone", **key, "depth": depths[-1]})
-            )
-            target = round(whole["valid"] - MARGIN, 4)
-            grow = partial(grown, config, joint, target, run.with_name(run.name + "_grown"))
-            cells.run({"kind": "expansion", **key}, grow)
+                train = partial(alone, depth, config, data, plan.epochs)
+                whole = cells.run({"kind": "alone", **key, "depth": depth}, train)
+            if joint and whole:
+                target = round(whole["valid"] - MARGIN, 4)
+                grow = partial(grown, config, joint, target, run.with_name(run.name + "_grown"))
+                cells.run({"kind": "expansion", **key}, grow)
             if seed == plan.seeds[0]:
                 cells.run({"kind": "latency", **key}, partial(latencies, backbone, data, plan.seconds))
     cells.save()

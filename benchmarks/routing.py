@@ -166,7 +166,7 @@ def main() -> None:
     """Measure every cell, then print and write the page."""
     options = parse("routing", __doc__ or "")
     plan = QUICK if options.quick else FULL
-    cells = Cells(options.out, summarise)
+    cells = Cells(options, summarise)
     runs = ROOT / "runs" / ("oneshot_quick" if options.quick else "oneshot")
     for training in plan.grid:
         dataset, backbone = training[:2]

@@ -107,7 +107,7 @@ def main() -> None:
         train(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]))
         return
     options = parse("scale", __doc__ or "")
-    cells = Cells(options.out, summarise)
+    cells = Cells(options, summarise)
     images = 10_000 if options.quick else 54_000
     for depth in (2,) if options.quick else (1, 2, 8):
         for processes in PROCESSES:

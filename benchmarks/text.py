@@ -80,7 +80,7 @@ def summarise(rows: list[Row]) -> Row:
 def main() -> None:
     """Measure every cell, then print and write the page."""
     options = parse("text", __doc__ or "")
-    cells = Cells(options.out, summarise)
+    cells = Cells(options, summarise)
     runs = ROOT / "runs" / ("text_quick" if options.quick else "text")
     for seed in SEEDS[:1] if options.quick else SEEDS:
         for data in DATA:

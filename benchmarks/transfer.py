@@ -175,7 +175,7 @@ def summarise(rows: list[Row]) -> Row:
 def main() -> None:
     """Measure every cell, then print and write the page."""
     options = parse("transfer", __doc__ or "")
-    cells = Cells(options.out, summarise)
+    cells = Cells(options, summarise)
     runs = ROOT / "runs" / ("transfer_quick" if options.quick else "transfer")
     folders = halves(options.data_dir)
     weights = runs / "pretraining"
