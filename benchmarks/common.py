@@ -71,7 +71,10 @@ class Cells:
         self._made: Row = {name: kept[name] for name in ("machine", "command", "date", "commit") if name in kept}
 
     def _kept(self) -> Row:
-        return json.loads(self.path.read_text()) if self.path.is_file() else {"rows": []}
+        kept: Row = json.loads(self.path.read_text()) if self.path.is_file() else {"rows": []}
+        for row in kept["rows"]:
+            row.setdefault("machine", kept["machine"])
+        return kept
 
     def run(self, key: Row, measure: Callable[[], Row]) -> Row | None:
         """Measure one cell unless it is finished.
@@ -89,11 +92,11 @@ class Cells:
                 return row
         if any(name in key and str(key[name]) not in values for name, values in self._only):
             return None
-        row = json.loads(json.dumps({**key, **measure(), "commit": commit()}))
+        row = json.loads(json.dumps({**key, **measure(), "commit": commit(), "machine": machine()}))
         self.rows.append(row)
         # When and where the newest cell was measured; a run that measures nothing does not change it.
         self._made = {
-            "machine": machine(),
+            "machine": row["machine"],
             "command": f"python -m {getattr(sys.modules['__main__'].__spec__, 'name', '?')}",
             "date": datetime.date.today().isoformat(),
             "commit": row["commit"],
@@ -196,6 +199,8 @@ def write_page(
 ) -> None:
     """Write the page of a benchmark beside its JSON file, and print it.
 
+    Where cells were measured on several machines, these are numbered, and each row says which one it was.
+
     Args:
         path: of the JSON file.
         title: of the page.
@@ -205,9 +210,17 @@ def write_page(
         columns: of the cells to show.
     """
     document = json.loads(path.read_text())
+    machines = list(dict.fromkeys(row["machine"] for row in document["rows"]))
+    where = machines[0]
+    if len(machines) > 1:
+        where = "; ".join(f"[{number}] {name}" for number, name in enumerate(machines, 1))
+        columns = (*columns, "machine")
+        rows = [
+            {**row, "machine": f"[{machines.index(row['machine']) + 1}]"} if "machine" in row else row for row in rows
+        ]
     page = f"""# {title}
 
-{document["date"]}, commit {document["commit"]}, `{document["command"]}`, on: {document["machine"]}.
+{document["date"]}, commit {document["commit"]}, `{document["command"]}`, on: {where}.
 
 {text}
 

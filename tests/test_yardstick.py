@@ -5,7 +5,7 @@ import json
 import math
 
 import pytest
-from benchmarks.common import Cells, parse
+from benchmarks.common import Cells, parse, write_page
 from benchmarks.depth_choice import Plan, growth_target, judge, search_code, summarise
 from benchmarks.yardstick import growth_exponent, judged, oracle_of
 
@@ -138,6 +138,20 @@ def test_finished_cells_are_kept_and_others_are_left_where_they_are_not_asked_fo
     assert cells.run({"cell": "b", "seed": 0}, lambda: {"value": 2}) is None
     assert cells.run({"cell": "b", "seed": 2}, lambda: {"value": 3})["value"] == 3
     assert cells.run({"cell": "c"}, lambda: {"value": 4})["value"] == 4  # has no seed to choose by
+
+
+def test_a_page_says_which_machine_measured_what(tmp_path, monkeypatch):
+    path = tmp_path / "results.json"
+    for number, name in enumerate(("one machine", "another")):
+        monkeypatch.setattr("benchmarks.common.machine", lambda name=name: name)
+        cells = Cells(options(path), lambda rows: {})
+        cells.run({"cell": number}, lambda: {"value": 0.5})
+        write_page(path, "Title", "Text.", [], cells.rows, ("cell", "value"))
+        page = path.with_suffix(".md").read_text()
+        assert ("on: one machine." in page) == (number == 0)
+    assert "on: [1] one machine; [2] another." in page
+    assert "| 0 | 0.5000 | [1] |" in page
+    assert "| 1 | 0.5000 | [2] |" in page
 
 
 def test_conditions_are_named_and_have_values(monkeypatch, capsys):
