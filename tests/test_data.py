@@ -143,6 +143,14 @@ def test_npz_with_one_pool_and_text_labels(tmp_path):
     assert len(data.train) + len(data.valid) + len(data.test) == 120
 
 
+def test_whole_numbers_count_the_classes_that_an_archive_names(tmp_path):
+    x, y = stripes(120)
+    np.savez(tmp_path / "a.npz", x_train=x, y_train=y, x_test=x, y_test=y, classes=["low", "mid", "top"])
+    data = load_data(str(tmp_path / "a.npz"))
+    assert data.spec.classes == ("low", "mid", "top")
+    assert data.test.labels.tolist() == y.tolist()
+
+
 X, Y = stripes(60)
 NAN = X.astype(np.float32) / 255
 NAN[7, 0, 0] = np.nan
@@ -169,6 +177,14 @@ NAN[7, 0, 0] = np.nan
         (
             {"x_train": X, "y_train": Y, "x_test": X, "y_test": Y + 1},
             "y_test has the label '3', which is not one of",
+        ),
+        (
+            {"x_train": X, "y_train": Y + 1, "x_test": X, "y_test": Y},
+            "y_test has the label '0', which is not one of",
+        ),
+        (
+            {"x_train": X, "y_train": np.array([0, 1, 3])[Y], "x_test": X, "y_test": Y},
+            "y_test has the label '2', which is not one of",
         ),
         ({"x_train": X, "y_train": np.array([object()] * 60)}, "without pickled objects"),
     ],

@@ -331,6 +331,13 @@ def test_only_classes_have_exits():
         route(whole(), data.valid, max_drop=0.01)
 
 
+def test_exits_are_not_calibrated_in_what_is_not_the_metric_of_the_run():
+    data = tiny_data(valid=300)
+    data.valid.spec = dataclasses.replace(data.valid.spec, metric="balanced_accuracy")
+    with pytest.raises(UsageError, match="calibrated in accuracy, the metric is balanced_accuracy, which .* spoil"):
+        route(whole(), data.valid, max_drop=0.01)
+
+
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     """A run of all depths with enough validation data, routed."""

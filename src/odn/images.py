@@ -35,6 +35,7 @@ class Stored(Protocol):
 ImageFile = Path | Stored
 Fault = Literal["unknown", "damaged", "too large"]
 _ORIENTATION = 0x0112  # an EXIF tag
+_IMAGE_WIDTH, _IMAGE_LENGTH = 256, 257
 _GRAY_MODES = frozenset({"1", "L", "LA", "I", "F", "I;16", "I;16B", "I;16L"})
 
 
@@ -165,7 +166,10 @@ def image_facts(path: ImageFile) -> tuple[int, int, bool]:
     """
     with _opened(path) as image:
         width, height = image.size
-        sideways = image.getexif().get(_ORIENTATION) in (5, 6, 7, 8)
+        exif = image.getexif()
+        if image.format == "TIFF":  # whose size is that of the file in some versions of Pillow, as displayed in others
+            width, height = exif[_IMAGE_WIDTH], exif[_IMAGE_LENGTH]
+        sideways = exif.get(_ORIENTATION) in (5, 6, 7, 8)
         gray = image.mode in _GRAY_MODES
     return (width, height, gray) if sideways else (height, width, gray)
 

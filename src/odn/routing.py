@@ -128,13 +128,19 @@ def route(
         The routed network, and the static one to compare with.
 
     Raises:
-        UsageError: when the task is not one label per image, there are too few images, or they were trained on.
+        UsageError: when the task is not one label per image, or judged by another metric than accuracy, when there
+            are too few images, or they were trained on.
         OdnError: when no route is as cheap as that.
     """
     if calibration.spec.texts:
         raise UsageError("exits are for images; a network that reads texts stays static: odn specialize RUN")
     if calibration.spec.task != "classification":
         raise UsageError(f"exits are for classification, the task is {calibration.spec.task}")
+    if calibration.spec.metric != "accuracy":
+        raise UsageError(
+            f"exits are calibrated in accuracy, the metric is {calibration.spec.metric}, which they might spoil; "
+            "take a static network: odn specialize RUN"
+        )
     if train is not None and (shared := shared_samples(calibration, train)) > _MOST_SHARED * len(calibration):
         raise UsageError(
             f"{shared} of the {len(calibration)} calibration samples are in the training split, where heads are surer "

@@ -62,7 +62,10 @@ def read_npz(path: Path, task: Literal["auto", Task] = "auto") -> Source:
                 f"{path}: x_test has images of shape {tuple(test_images.shape[1:])}, {keys[0]} of shape "
                 f"{tuple(images.shape[1:])}; they must agree"
             )
-        test_labels = targets_of(settled, arrays["y_test"], f"{path}: y_test", test_images, classes)[1]
+        y_test = arrays["y_test"]
+        if given is None and settled == "classification" and y_test.dtype.kind in "iu":
+            y_test = y_test.astype(str)  # only classes that the archive names can be counted; these are their own names
+        test_labels = targets_of(settled, y_test, f"{path}: y_test", test_images, classes)[1]
         test_samples = Samples(images=test_images, labels=test_labels)
         test = lambda: test_samples  # noqa: E731
     return Source(name=path.stem, classes=classes, train=Samples(images=images, labels=labels), test=test, task=settled)
