@@ -12,7 +12,7 @@ SOURCE = ROOT / "src" / "odn"
 # A module imports only from rows above its own; modules that share a row do not import each other.
 ROWS = [
     ["errors", "allocator", "launch", "weights", "stopwatch"],
-    ["tasks"],
+    ["tasks", "split_names"],
     ["tables", "files", "images", "tabular", "command"],
     ["texts", "saved", "gates"],
     ["runtimes"],

@@ -154,7 +154,7 @@ def test_a_loss_that_is_not_finite_is_rolled_back_with_half_the_learning_rate(mo
     training = dataclasses.replace(TRAINING, warmup_epochs=0.0)
     with caplog.at_level(logging.WARNING, "odn"):
         records = list(expansion(Checkpoints("expand"), training))
-    assert "the loss became infinite or NaN at depth 1, epoch 2, step 8 of 12" in caplog.text
+    assert "the loss or the answers became infinite or NaN at depth 1, epoch 2, step 8 of 12" in caplog.text
     assert "first broken parameter: stem." in caplog.text
     assert "images of that step: image " in caplog.text
     rates = [record.learning_rate for record in records]

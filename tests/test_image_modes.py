@@ -11,7 +11,7 @@ from PIL import Image
 from conftest import stripes
 from odn.config import DataConfig
 from odn.data import load_data, training_batches
-from odn.images import decode, image_facts
+from odn.images import BadImage, decode, image_facts
 
 RED, WHITE, HALF = [255, 0, 0], [255, 255, 255], [255, 127, 127]
 
@@ -165,3 +165,17 @@ def test_streamed_with_workers_they_are_those_of_memory_bit_for_bit(tmp_path, ma
         assert torch.equal(x, other)
         assert torch.equal(labels, other_labels)
     assert torch.equal(expected[2][0], expected[-2 if len(expected) > 4 else -1][0])
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (np.full((2, 2), 0.5, np.float32), "floating-point samples, whose range no file says"),
+        (np.full((2, 2), 1 << 20, np.int32), "samples from 1048576 to 1048576; allowed: 16 bits"),
+        (np.full((2, 2), -1, np.int32), "samples from -1 to -1; allowed: 16 bits"),
+    ],
+)
+def test_samples_of_an_unknown_range_are_refused(tmp_path, values, message):
+    Image.fromarray(values).save(tmp_path / "a.tif")
+    with pytest.raises(BadImage, match=message):
+        pixels(tmp_path / "a.tif", 1)

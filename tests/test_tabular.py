@@ -145,7 +145,7 @@ def test_a_label_that_training_does_not_have_is_refused(tmp_path, split):
 def test_two_kinds_of_tables_in_one_folder_are_refused(tmp_path):
     for name in ("train.csv", "train.jsonl"):
         (tmp_path / name).write_text(TEXTS)
-    with pytest.raises(OdnError, match=r"holds train.csv and train.jsonl; keep one of them"):
+    with pytest.raises(OdnError, match=r"holds train.csv and train.jsonl, both for train; keep one of them"):
         load_data(str(tmp_path))
 
 

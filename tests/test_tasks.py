@@ -23,7 +23,7 @@ from odn.distillation import Teacher
 from odn.errors import OdnError, UsageError
 from odn.losses import soft_loss, task_loss
 from odn.manifest import Manifest, TrainedOn
-from odn.metrics import GROUPS, IGNORED, Tally
+from odn.metrics import GROUPS, IGNORED, NotFiniteError, Tally
 from odn.network import build_network
 from odn.stopping import score_interval
 from odn.tasks import METRICS, TASKS, choose_metric
@@ -252,6 +252,26 @@ def test_numbers_are_learnt_standardised_by_the_training_split(tmp_path):
     assert same.spec.target_std == (1.0,)
 
 
+def test_numbers_far_from_zero_keep_their_differences(tmp_path):
+    y = 1e9 + np.random.default_rng(0).normal(0, 1, 40)
+    data = library.load_data(str(archive(tmp_path, y=y)))
+    labels = torch.cat([labels for _, labels in data.train.batches(64, torch.arange(len(data.train)), CPU)])
+    assert labels.dtype == torch.float32
+    torch.testing.assert_close(labels.std(0, correction=0), torch.ones(1), atol=1e-4, rtol=0)
+
+
+def test_answers_that_are_no_numbers_are_never_right():
+    for task, shape, targets in (
+        ("classification", (4, 3), torch.tensor([0, 1, 2, 0])),
+        ("segmentation", (4, 3, 2, 2), torch.zeros(4, 2, 2).long()),
+    ):
+        assert tally(task, torch.full(shape, float("nan")), targets, 3).score(METRICS[task][0]).accuracy == 0
+    for task in ("regression", "multilabel"):
+        found = tally(task, torch.full((4, 3), float("nan")), torch.eye(4)[:, :3], 3)
+        with pytest.raises(NotFiniteError, match="gives NaN or infinite values for some of 4 samples"):
+            found.score(METRICS[task][0])
+
+
 def test_pixels_marked_255_do_not_count(tmp_path):
     masks = (X > 128).astype(np.uint8)
     masks[:, 0] = 255
@@ -266,12 +286,14 @@ def test_pixels_marked_255_do_not_count(tmp_path):
     [
         ({"y": LABELS.astype(float)}, {}, "holds whole numbers alone; say --task regression"),
         ({"y": LABELS[:, None].repeat(2, 1) * 2}, {}, "allowed: 0 or 1 for each of several labels"),
-        ({"y": np.stack([LABELS, 0 * LABELS], 1)}, {}, "no training image has the label 'y1'"),
+        ({"y": np.stack([LABELS, 0 * LABELS], 1)}, {}, "no training sample has the label 'y1'"),
         ({"y": np.where(LABELS, np.nan, 0.5)}, {}, "NaN, infinite or huge values, first for image 1"),
         ({"y": (LABELS + 0.5)[:5], "x": X[:5]}, {}, "has 5 training images; 10 or more"),
         ({"y": X[:, :4]}, {}, "allowed: one integer per pixel of images of 8x8"),
         ({"y": X.astype(np.int64) * 0 - 1}, {}, "has labels from -1 to -1"),
         ({"y": X * 0}, {}, "masks have one class"),
+        ({"y": (X > 99) * np.uint8(255)}, {}, r"masks have one class.*so a foreground is written as 1"),
+        ({"y": np.eye(2, dtype=int)[LABELS]}, {}, r"a single 1 in every row; say --task multilabel .* y.argmax\(1\)"),
         ({"y": LABELS + 0.5, "classes": np.array(["a", "b"])}, {}, "has 1 values per image for 2 names"),
         ({"y": LABELS}, {"task": "segmentation"}, "allowed: one integer per pixel"),
         ({"y": LABELS}, {"metric": "r2"}, "--metric r2 for classification; allowed: accuracy"),
@@ -451,10 +473,13 @@ def test_tables_hold_several_labels_or_numbers(tmp_path, suffix, column):
 @pytest.mark.parametrize(
     ("labels", "task", "message"),
     [
-        (["1", "x"], "regression", r"own\.csv line 3: the label is 'x'; allowed: numbers, several with ; between"),
+        (["1", "x"], "regression", r"own\.csv line 3: the label is 'x'; allowed: numbers up to 1e\+30, several with"),
         (["1", "2;3"], "regression", r"own\.csv line 3 has 2 numbers, the first row has 1; they must agree"),
         (["nan", "2"], "regression", "line 2: the label is 'nan'; allowed: numbers"),
-        (["", ""], "multilabel", r"own\.csv has no labels at all"),
+        (["2", "1e39"], "regression", r"line 3: the label is '1e39'; allowed: numbers up to 1e\+30"),
+        (["0.5", "0.75"], "classification", "for numbers to predict say --task regression"),
+        (["a;b", "a"], "classification", "for several labels per sample say --task multilabel"),
+        (["", ""], "multilabel", r"no training sample has a label, from .*own\.csv line 2 on"),
         (["a", "b"], "segmentation", "a table holds no masks; put them into an .npz file"),
     ],
 )

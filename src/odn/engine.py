@@ -14,15 +14,14 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import update_bn
 
-from odn.data import WHOLE, Split, derive_seed, epoch_order, plain_batches, training_batches
+from odn.data import WHOLE, Split, derive_seed, plain_batches, training_batches
 from odn.layers import to_channels_last
-from odn.metrics import Score, Tally
+from odn.metrics import NotFiniteError, Score, Tally
 from odn.network import PartitionedNetwork
 from odn.processes import agree, copy_from_first, share, total
 from odn.records import EpochRecord, Phase
 from odn.schedules import Schedule
-from odn.stage import Stage
-from odn.weights import weights_of
+from odn.stage import Stage, describe_break
 
 _EVALUATION_BATCH = 256
 
@@ -163,7 +162,7 @@ class Progress:
 
 
 class DivergedError(Exception):
-    """The loss is no longer finite; the message says since when and where."""
+    """The loss or what the network answers is no longer finite; the message says since when and where."""
 
 
 def train_epochs(
@@ -198,7 +197,7 @@ def train_epochs(
         The record of each epoch, its ``stop`` still open, and within long epochs how far they have come.
 
     Raises:
-        DivergedError: when the loss stops being finite.
+        DivergedError: when the loss or the answers stop being finite.
     """
     start = start or Progress()
     for epoch in range(start.epoch, epochs + 1):
@@ -249,7 +248,7 @@ def _train_epoch(
                 late = torch.tensor(float(time.perf_counter() > pausing), device=stage.device)
                 state = total(torch.stack([loss_sum, late]))
                 if not math.isfinite(float(state[0])):
-                    raise DivergedError(_where(stage, train, depth, epoch, done, epoch_seed))
+                    raise DivergedError(describe_break(stage, train, depth, epoch, done, epoch_seed))
                 if state[1] > 0:
                     over = False
                     break
@@ -259,13 +258,16 @@ def _train_epoch(
             yield Progress(epoch=epoch, batches=done, loss_sum=mean, seconds=seconds)
     loss = float(total(loss_sum)) / stage.share.world / samples
     if not math.isfinite(loss):
-        raise DivergedError(_where(stage, train, depth, epoch, done, epoch_seed))
+        raise DivergedError(describe_break(stage, train, depth, epoch, done, epoch_seed))
     for network in (stage.network, stage.averaged):
         copy_from_first(network.buffers())
     recalibrated = recalibrate(stage.averaged, train, stage.config.recalibration_images, seed=seed, together=True)
     averaged = stage.averaged
-    apart = evaluate_depths(averaged, valid, together=True) if isinstance(averaged, PartitionedNetwork) else []
-    scores = apart or [evaluate(averaged, valid, together=True)]
+    try:
+        apart = evaluate_depths(averaged, valid, together=True) if isinstance(averaged, PartitionedNetwork) else []
+        scores = apart or [evaluate(averaged, valid, together=True)]
+    except NotFiniteError as error:
+        raise DivergedError(describe_break(stage, train, depth, epoch, done, epoch_seed)) from error
     record = EpochRecord(
         phase=phase,
         depth=depth,
@@ -284,17 +286,3 @@ def _train_epoch(
         seconds=progress.seconds + time.perf_counter() - begin,
     )
     yield agree(record)
-
-
-def _where(stage: Stage, train: Split, depth: int, epoch: int, batches: int, epoch_seed: int) -> str:
-    weights = weights_of(stage.network)
-    parameters = (name for name, _ in stage.network.named_parameters())
-    broken = next((name for name in parameters if not bool(torch.isfinite(weights[name]).all())), "none yet")
-    order = epoch_order(train, stage.batch_size, seed=epoch_seed)
-    images = order[max(batches - 1, 0) * stage.batch_size :][: stage.batch_size]
-    things = "texts" if train.spec.texts else "images"
-    names = ", ".join(train.name(int(index)) for index in images[:3])
-    return (
-        f"the loss became infinite or NaN at depth {depth}, epoch {epoch}, step {batches} of {stage.steps_per_epoch}; "
-        f"first broken parameter: {broken}; {things} of that step: {names} and {len(images) - 3} more"
-    )

@@ -210,15 +210,15 @@ def _export_one(
     directory: Path,
     max_drop: float,
 ) -> Exported:
+    judge = comparison.judge
     try:
         runtime.write(export, directory)
         job = Job(directory=str(directory), runtime=runtime.name, inputs=str(comparison.inputs))
         logits = run_apart(job).logits
+        assert logits is not None
+        score = judge.score(logits).value
     except OdnError as error:
         return Exported(runtime=runtime.name, kept=False, reason=str(error))
-    assert logits is not None
-    judge = comparison.judge
-    score = judge.score(logits).value
     drop, metric = judge.score(reference).value - score, METRIC_NAMES[judge.spec.metric]
     difference = judge.difference(logits, reference)
     reason = ""

@@ -180,3 +180,27 @@ def read_text(path: Path) -> str:
         return read_bytes(path).decode()
     except UnicodeDecodeError as error:
         raise OdnError(f"{path} is not UTF-8 text; copy or export the artifact again") from error
+
+
+def files_below(folder: Path) -> Iterator[Path]:
+    """Walk a folder to the bottom, in the order in which paths are sorted.
+
+    Args:
+        folder: to be searched; folders that links lead to are not.
+
+    Yields:
+        Its files, but for hidden ones and those in hidden folders.
+
+    Raises:
+        OdnError: when a folder cannot be read.
+    """
+    try:
+        with os.scandir(folder) as found:
+            entries = sorted((entry for entry in found if not entry.name.startswith(".")), key=lambda entry: entry.name)
+    except OSError as error:
+        raise OdnError(f"cannot read the folder {folder}: {error.strerror}; check its permissions") from error
+    for entry in entries:
+        if entry.is_dir(follow_symlinks=False):
+            yield from files_below(folder / entry.name)
+        elif entry.is_file():
+            yield folder / entry.name

@@ -27,7 +27,7 @@ class Flags:
         mode: grow depth by depth until the target is reached, or train all depths at once, for targets and devices to
             come; see odn specialize [default: expand].
         metric: what the target is a value of [default: accuracy, for other tasks their own].
-        task: what the labels of an .npz file mean [default: what they look like].
+        task: what the labels mean [default: those of .npz files what they look like, others classes].
         data_dir: folder of the named datasets [default: $ODN_DATA_DIR, else data].
         run: directory that receives everything [default: runs/DATASET].
         seed: of the split, the weights, the order of samples and the augmentation [default: 0].

@@ -210,9 +210,13 @@ def decode(
             # What lies under transparent pixels is any colour, mostly black; viewers show them on white.
             image = image.convert("RGBA")
             image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+        if image.mode == "F":
+            raise BadImage(path, "floating-point samples, whose range no file says; convert it to 8 or 16 bits")
         if image.mode.startswith("I"):
             # Pillow clips 16-bit samples when it converts them; keep their upper 8 bits instead.
-            samples = np.asarray(image).astype(np.int64).clip(0, 65535)
+            samples = np.asarray(image).astype(np.int64)
+            if samples.size and not 0 <= samples.min() <= samples.max() <= 65535:
+                raise BadImage(path, f"samples from {samples.min()} to {samples.max()}; allowed: 16 bits")
             image = Image.fromarray((samples >> 8).astype(np.uint8))
         mode = "L" if channels == 1 else "RGB"
         if image.mode != mode:

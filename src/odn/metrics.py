@@ -11,10 +11,15 @@ from typing import final
 import torch
 from torch import Tensor
 
+from odn.errors import OdnError
 from odn.tasks import Metric, Task
 
 GROUPS = 10
 IGNORED = -100  # label of a pixel that has none, as in torch.nn.functional.cross_entropy
+
+
+class NotFiniteError(OdnError):
+    """A network gave NaN or infinite numbers, of which there is no score."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +85,8 @@ class Tally:
             y, wrong = targets.double(), (outputs.double() - targets.double()) ** 2
             self.sums.index_add_(0, groups, torch.stack([torch.ones_like(y), y, y * y, wrong], 1))
             return
-        answers = outputs.argmax(1)
+        # An output that is NaN or infinite is no answer; the label after the right one is a wrong one.
+        answers = torch.where(outputs.isfinite().all(1), outputs.argmax(1), (targets + 1) % self.classes)
         groups = groups.view(-1, *[1] * (targets.ndim - 1)).expand_as(targets)
         kept = targets != IGNORED
         groups, answers, targets = groups[kept], answers[kept], targets[kept]
@@ -97,8 +103,13 @@ class Tally:
 
         Returns:
             Its value, error and what it is made of.
+
+        Raises:
+            NotFiniteError: when numbers or several labels were answered with NaN or infinity.
         """
         sums = self.sums.cpu()
+        if not bool(sums.isfinite().all()):
+            raise NotFiniteError(f"the network gives NaN or infinite values for some of {self.count:,} samples")
         measure = _MEASURES[metric]
         if self.task == "multilabel":
             parts = [sums[torch.arange(self.count) % GROUPS != group] for group in range(GROUPS)]

@@ -89,7 +89,7 @@ def render_page(
         verdict=_verdict(figures),
         data=escape(
             f"{dataset['classes']} classes, {inputs}; {dataset['train']:,} for training, "
-            f"{dataset['valid']:,} for validation, test: {test}. Seed {figures['seed']}."
+            f"{dataset['valid']:,} for validation, test: {test}. Seed {figures['seed']}.{_cut(dataset['truncated'])}"
         ),
         headings="".join(f"<th>{escape(heading)}</th>" for heading in HEADINGS),
         rows="".join(
@@ -191,6 +191,13 @@ def compression_sentence(compression: dict[str, Any] | None) -> str:
     return f"Widths tried, with validation score: {tried}; {kept}."
 
 
+def _cut(truncated: dict[str, int] | None) -> str:
+    """Say how many texts are longer than the network reads."""
+    if not truncated or not any(truncated.values()):
+        return ""
+    return f" Cut off: {truncated['train']:,} training and {truncated['valid']:,} validation texts."
+
+
 def _classes(figures: dict[str, Any]) -> str:
     """Show how the deployed network does class by class, the worst first: a mean hides those."""
     rows = [row for row in figures["classes"] if row["value"] is not None]
@@ -198,13 +205,18 @@ def _classes(figures: dict[str, Any]) -> str:
         return ""
     measure = CLASS_MEASURES[figures["task"]]
     things = "pixels" if figures["task"] == "segmentation" else "samples"
+    counted = [split for split in ("train", "valid") if rows[0].get(split) is not None]
     worst = sorted(rows, key=lambda row: row["value"])[:_MOST_CLASSES]
     lines = "".join(
-        f"<tr><td>{escape(row['name'])}</td><td>{row['count']:,}</td><td>{row['value']:.4f}</td></tr>" for row in worst
+        f"<tr><td>{escape(row['name'])}</td>"
+        + "".join(f"<td>{row[split]:,}</td>" for split in (*counted, "count"))
+        + f"<td>{row['value']:.4f}</td></tr>"
+        for row in worst
     )
+    headings = "".join(f"<th>{'training' if split == 'train' else 'validation'} {things}</th>" for split in counted)
     note = f"the {len(worst)} worst of {len(rows):,}, " if len(worst) < len(rows) else ""
     return (
-        f'<h2>Classes</h2><div class="scroll"><table><thead><tr><th>class</th><th>test {things}</th>'
+        f'<h2>Classes</h2><div class="scroll"><table><thead><tr><th>class</th>{headings}<th>test {things}</th>'
         f"<th>{escape(measure)}</th></tr></thead><tbody>{lines}</tbody></table></div>"
         f'<p class="note">Of the deployed network on the test split, {note}worst first.</p>'
     )

@@ -44,7 +44,7 @@ def predict_command(
         text: a text to classify; may be repeated.
         runtime: onnx, int8, routed or torch [default: the first that the artifact has a file for].
         threads: to compute with [default: one per processor].
-        masks: for segmentation, a folder that receives the label of every pixel as NAME.png.
+        masks: for segmentation, a folder that receives the label of every pixel as NAME.png, sub-folders as given.
         json: print one JSON object per line.
         csv: print CSV with a header.
     """
@@ -64,7 +64,7 @@ def predict_command(
     predict = _predict_texts if manifest.texts else _predict_images
     outcomes = predict(artifact, files or [], text or [], runtime, threads)
     write = _writer("json" if json else "csv" if csv else "text")
-    code = DONE
+    code, truncated = DONE, 0
     for outcome in _with_progress(outcomes):
         if isinstance(outcome, OdnError):
             print(f"odn: {outcome}", file=sys.stderr)
@@ -72,8 +72,12 @@ def predict_command(
         else:
             path, prediction = outcome
             write(path, prediction)
+            truncated += prediction.truncated
             if masks is not None and prediction.mask is not None:
-                _write_mask(masks, Path(path), prediction.mask)
+                _write_mask(masks / _mask_name(Path(path), files or []), prediction.mask)
+    if truncated:
+        tokens = manifest.preprocessing.input_shape[0]
+        print(f"odn: {truncated} of the texts are longer than the {tokens} tokens that are read", file=sys.stderr)
     return code
 
 
@@ -113,6 +117,7 @@ def _writer(style: Literal["text", "json", "csv"]) -> "Callable[[str, Prediction
         def write(path: str, said: "Prediction") -> None:
             row: dict[str, Any] = {"path": path, "label": said.label, "probability": said.probability}
             row |= {"values": dict(said.values)} if said.values else {}
+            row |= {"truncated": True} if said.truncated else {}
             sys.stdout.write(json_module.dumps(row) + "\n")
 
         return write
@@ -125,13 +130,18 @@ def _digits(probability: float | None, count: int) -> str:
     return "" if probability is None else f"{probability:.{count}f}"
 
 
-def _write_mask(folder: Path, path: Path, mask: Any) -> None:
+def _mask_name(path: Path, given: list[str]) -> Path:
+    """Name the mask of an image as the image is named, below the folder that was given."""
+    folder = next((Path(name) for name in given if Path(name).is_dir() and path.is_relative_to(name)), path.parent)
+    return path.relative_to(folder).with_suffix(".png")
+
+
+def _write_mask(target: Path, mask: Any) -> None:
     """Write the label of every pixel as a grayscale image, at the network's size."""
     from PIL import Image
 
-    target = folder / f"{path.stem}.png"
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        target.parent.mkdir(parents=True, exist_ok=True)
         if target.exists():
             raise OdnError(f"{target} exists already; choose an empty folder with --masks")
         Image.fromarray(mask).save(target)

@@ -6,18 +6,20 @@ import os
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import IO, NamedTuple
 
 import numpy as np
 
 from odn.errors import OdnError, UsageError
+from odn.files import files_below
 from odn.images import BadImage, Pixels, Preprocessing, decode, image_warnings
 from odn.manifest import Manifest, read_manifest, read_tokenizer
 from odn.predictions import Prediction
 from odn.runtimes import Session
 from odn.sessions import choose_runtime, open_session
-from odn.texts import Tokenizer
+from odn.texts import Tokenizer, pack
 
 _BATCH = 64
 # Files that are decoded faster than this are mostly Python's work, for which threads would only wait for each other.
@@ -142,8 +144,10 @@ def _predict_texts(
     tokens = manifest.preprocessing.input_shape[0]
     while chunk := list(itertools.islice(source, _BATCH)):
         good = [text for text in chunk if isinstance(text, Text)]
-        ids = tokenizer.encode([text.content for text in good], tokens)
-        predictions = iter(manifest.predictions(session(ids)) if good else ())
+        ragged = [*tokenizer.ragged(text.content for text in good)]
+        ids = pack(ragged, len(good), tokens).astype(np.int64)
+        said = manifest.predictions(session(ids)) if good else []
+        predictions = iter([replace(one, truncated=len(ids) > tokens) for one, ids in zip(said, ragged, strict=True)])
         for text in chunk:
             yield text if isinstance(text, BadText) else (text, next(predictions))
 
@@ -221,21 +225,10 @@ def find_files(names: Iterable[str], listed: Iterable[str]) -> Iterator[Path]:
         if name == "-":
             yield from find_files((line.rstrip("\r\n") for line in listed if line.strip()), ())
         elif (folder := Path(name)).is_dir():
-            files = _files_below(folder)
+            files = files_below(folder)
             if (first := next(files, None)) is None:
                 raise OdnError(f"the folder {folder} holds no file; name one with images")
             yield first
             yield from files
         else:
             yield Path(name)
-
-
-def _files_below(folder: Path) -> Iterator[Path]:
-    """Walk a folder to the bottom, in the order in which paths are sorted."""
-    with os.scandir(folder) as found:
-        entries = sorted(found, key=lambda entry: entry.name)
-    for entry in entries:
-        if entry.is_dir(follow_symlinks=False):
-            yield from _files_below(folder / entry.name)
-        elif entry.is_file() and not entry.name.startswith("."):
-            yield folder / entry.name

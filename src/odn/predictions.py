@@ -28,12 +28,14 @@ class Prediction:
         values: probability of each of several labels, share of the pixels of each label, or the numbers by name; empty
             for one class.
         mask: label of every pixel, uint8 or uint16 of shape (H, W), for segmentation.
+        truncated: whether the input is a text of which only the beginning was read.
     """
 
     label: str
     probability: float | None
     values: Mapping[str, float] = field(default_factory=dict)
     mask: Labels | None = None
+    truncated: bool = False
 
 
 def predictions(task: Task, labels: Sequence[str], outputs: Logits) -> list[Prediction]:
@@ -64,7 +66,7 @@ def predictions(task: Task, labels: Sequence[str], outputs: Logits) -> list[Pred
     if task == "multilabel":
         texts = [",".join(name for name, value in row.items() if value > 0.5) for row in values]
     else:
-        texts = [",".join(f"{value:.6g}" for value in row.values()) for row in values]
+        texts = [",".join(f"{value:.9g}" for value in row.values()) for row in values]
     return [Prediction(label=text, probability=None, values=row) for text, row in zip(texts, values, strict=True)]
 
 

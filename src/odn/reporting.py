@@ -14,7 +14,7 @@ from odn.artifact import Artifact, load
 from odn.config import ReportConfig
 from odn.costs import cost_of, macs_of, start_row
 from odn.curve import settle_goal
-from odn.data import Split
+from odn.data import DataSpec, Split
 from odn.engine import evaluate
 from odn.files import write_atomically
 from odn.measure import measure_cost, measure_latency
@@ -126,6 +126,7 @@ def _figures(
     spec = network.spec
     assert spec is not None
     start = read_start(run)
+    data = next((split.spec for split in (test, valid) if split is not None), None)
     full = _rival(FULL, spec)
     rows = [_row(FULL, full, config)]
     if spec.channels:
@@ -153,6 +154,9 @@ def _figures(
             "test": None if test is None else len(test),
             "classes": len(manifest.labels),
             "input_shape": list(spec.input_shape),
+            "truncated": {"train": data.train_truncated, "valid": data.valid_truncated}
+            if data and data.texts
+            else None,
         },
         "task": manifest.task,
         "metric": manifest.metric,
@@ -172,7 +176,7 @@ def _figures(
         "refused": [
             {"name": export.runtime, "reason": export.reason} for export in manifest.exports if not export.kept
         ],
-        "classes": _classes(manifest.labels, on_test),
+        "classes": _classes(data, on_test) if data and on_test else [],
         "compression": compression_summary(records, settings.compress, expand) if settings and expand else None,
         "start": start and start_row(start, records),
         "cost": cost_of(spec, records, start, config),
@@ -206,13 +210,13 @@ def _judge(
     return on_valid, on_test
 
 
-def _classes(labels: Sequence[str], score: Score | None) -> list[dict[str, Any]]:
-    """Tell how the deployed network does on each class of the test split."""
-    if score is None:
-        return []
+def _classes(data: DataSpec, score: Score) -> list[dict[str, Any]]:
+    """Tell how the deployed network does on each class of the test split, and what it learnt that from."""
+    unknown = [None] * len(data.classes)  # masks and numbers are not counted by class
+    support = (data.train_support or unknown, data.valid_support or unknown)
     return [
-        {"name": name, "count": count, "value": value}
-        for name, count, value in zip(labels, score.support, score.per_class, strict=True)
+        {"name": name, "train": train, "valid": valid, "count": count, "value": value}
+        for name, train, valid, count, value in zip(data.classes, *support, score.support, score.per_class, strict=True)
     ]
 
 

@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from odn.errors import OdnError, require_extra
-from odn.tabular import SPLIT_NAMES, files_by_split, find_tables, kind_of, parse_label
+from odn.split_names import files_by_split, one_per_split
+from odn.tabular import Label, find_tables, kind_of, parse_target
+from odn.tasks import Task
 
 _lock = threading.Lock()
 
@@ -51,13 +53,13 @@ class SavedSplit:
 
     Attributes:
         samples: texts, or pictures.
-        labels: name and place of each.
+        labels: what the task wants, and the place of each.
         classes: in order where the dataset names them; else none.
         texts: whether the samples are texts.
     """
 
     samples: list[str] | list[Picture]
-    labels: list[tuple[str, str]]
+    labels: list[tuple[Label, str]]
     classes: tuple[str, ...]
     texts: bool
 
@@ -81,13 +83,25 @@ def find_saved(path: Path) -> dict[str, list[Path]]:
         return {"train": _arrow_files(path)}
     if not (path / "dataset_dict.json").is_file():
         return files_by_split(path, "*.parquet") or files_by_split(path / "data", "*.parquet")
-    names = _read_json(path / "dataset_dict.json").get("splits", [])
-    found = {
-        split: _arrow_files(path / name) for split, known in SPLIT_NAMES.items() for name in known if name in names
-    }
+    names = splits_in(path)
+    found = one_per_split(names, str, path)
     if "train" not in found:
         raise OdnError(f"{path} has the splits {', '.join(map(str, names)) or 'none'}; one named train is needed")
-    return found
+    return {split: _arrow_files(path / name) for split, name in found.items()}
+
+
+def splits_in(path: Path) -> list[str]:
+    """List the splits of what ``DatasetDict.save_to_disk`` wrote.
+
+    Args:
+        path: any dataset.
+
+    Returns:
+        Their names; none for another kind of dataset.
+    """
+    file = path / "dataset_dict.json"
+    names = _read_json(file).get("splits") if file.is_file() else []
+    return [name for name in names if isinstance(name, str)] if isinstance(names, list) else []
 
 
 def _arrow_files(folder: Path) -> list[Path]:
@@ -158,7 +172,10 @@ def _features(schema: Any) -> dict[str, Any]:
 def _columns(file: Path) -> tuple[str, str]:
     """Return the names of the columns of samples and labels."""
     schema = _schema(file)
-    pictures = [name for name, kind in _features(schema).items() if isinstance(kind, dict) and kind["_type"] == "Image"]
+    kinds = _features(schema).items()
+    pictures = [name for name, kind in kinds if isinstance(kind, dict) and kind.get("_type") == "Image"]
+    if "text" in schema.names and ("image" in schema.names or pictures):
+        raise OdnError(f"{file} has images and texts; leave one out with remove_columns, and save the dataset again")
     wanted = "text" if "text" in schema.names else next(iter(pictures), "image")
     if wanted not in schema.names or "label" not in schema.names:
         there = ", ".join(schema.names[:12]) or "none"
@@ -193,11 +210,12 @@ class _readable:
             raise OdnError(f"{self.file} is damaged ({reason}); save the dataset again") from error
 
 
-def read_saved_split(files: list[Path]) -> SavedSplit:
+def read_saved_split(files: list[Path], task: Task = "classification") -> SavedSplit:
     """Read the labels of a split, and its texts; images stay where they are.
 
     Args:
         files: of the split.
+        task: what the labels are: names, lists of names, or numbers.
 
     Returns:
         Its samples.
@@ -206,27 +224,46 @@ def read_saved_split(files: list[Path]) -> SavedSplit:
         OdnError: when a column is missing, a label or a text is empty, or a file is damaged.
     """
     samples: list[Any] = []
-    labels: list[tuple[str, str]] = []
+    labels: list[tuple[Label, str]] = []
     classes: tuple[str, ...] = ()
     texts = False
     for file in files:
         with _readable(file):
             sample, label = _columns(file)
             texts = sample == "text"
-            names = _features(_schema(file)).get(label, {}).get("names") or ()
-            classes = tuple(map(str, names))
+            classes = _names_of(_features(_schema(file)).get(label))
             for row, values in enumerate(_rows(file, [label, sample] if texts else [label])):
                 where = f"{file} row {row}"
-                value = values[0]
-                if classes and isinstance(value, int):
-                    value = classes[value] if 0 <= value < len(classes) else None
-                labels.append((parse_label(value, where), where))
+                labels.append((parse_target(task, _named(values[0], classes), where), where))
                 if texts and (not isinstance(values[1], str) or not values[1].strip()):
                     raise OdnError(f"{where} has an empty text; fill it in or remove the row")
                 samples.append(values[1] if texts else Picture(file, sample, row))
     if not samples:
         raise OdnError(f"{files[0] if files else 'the split'} has no rows; add some")
     return SavedSplit(samples=samples, labels=labels, classes=classes, texts=texts)
+
+
+def _names_of(feature: Any) -> tuple[str, ...]:
+    """Return the names of a ClassLabel, or of a list of them; none of another feature."""
+    while isinstance(feature, list | dict) and (inner := _inner(feature)) is not None:
+        feature = inner
+    names = feature.get("names") if isinstance(feature, dict) else None
+    return tuple(str(name).strip() for name in names) if isinstance(names, list) else ()
+
+
+def _inner(feature: list[Any] | dict[str, Any]) -> Any:
+    if isinstance(feature, dict):
+        return feature.get("feature")
+    return feature[0] if feature else None
+
+
+def _named(value: Any, classes: tuple[str, ...]) -> Any:
+    """Put the name of a class in the place of its number, None where there is no such number."""
+    if isinstance(value, list):
+        return [_named(one, classes) for one in value]
+    if not classes or not isinstance(value, int):
+        return value
+    return classes[value] if 0 <= value < len(classes) else None
 
 
 def _rows(file: Path, columns: list[str]) -> Iterator[tuple[Any, ...]]:

@@ -16,7 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from odn.config import Precision, TrainConfig
-from odn.data import Split
+from odn.data import Split, epoch_order
 from odn.errors import OdnError, UsageError
 from odn.layers import to_channels_last
 from odn.losses import LabelLoss, Loss
@@ -267,3 +267,31 @@ class Stage:
         # Early on, the average reaches back over a fixed share of the steps so far: it forgets its start.
         decay = min(1 - 1 / horizon, (1 + self.step) / (10 + self.step))
         get_ema_multi_avg_fn(decay)(averaged, current, count)
+
+
+def describe_break(stage: Stage, train: Split, depth: int, epoch: int, batches: int, epoch_seed: int) -> str:
+    """Say where training stopped being finite.
+
+    Args:
+        stage: the network in training.
+        train: what it is trained on.
+        depth: in training.
+        epoch: from 1.
+        batches: done in it.
+        epoch_seed: of its order.
+
+    Returns:
+        Place, first broken parameter and samples, in a line.
+    """
+    weights = weights_of(stage.network)
+    parameters = (name for name, _ in stage.network.named_parameters())
+    broken = next((name for name in parameters if not bool(torch.isfinite(weights[name]).all())), "none yet")
+    order = epoch_order(train, stage.batch_size, seed=epoch_seed)
+    images = order[max(batches - 1, 0) * stage.batch_size :][: stage.batch_size]
+    things = "texts" if train.spec.texts else "images"
+    names = ", ".join(train.name(int(index)) for index in images[:3])
+    return (
+        f"the loss or the answers became infinite or NaN at depth {depth}, epoch {epoch}, "
+        f"step {batches} of {stage.steps_per_epoch}; "
+        f"first broken parameter: {broken}; {things} of that step: {names} and {len(images) - 3} more"
+    )

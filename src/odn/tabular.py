@@ -2,19 +2,17 @@
 
 import csv
 import json
-import math
 import os
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from odn.errors import OdnError
-from odn.tasks import Task
+from odn.split_names import entries, one_per_split, split_of
+from odn.tasks import LARGEST, Task
 
 Label = str | tuple[str, ...] | tuple[float, ...]
 Kind = Literal["path", "text"]
-SPLIT_NAMES = {"train": ("train",), "valid": ("valid", "val", "validation"), "test": ("test",)}
 _SUFFIXES = (".csv", ".jsonl")
 _MAX_LINE_BYTES = 16 * 1024**2
 
@@ -37,28 +35,33 @@ def find_tables(path: Path) -> dict[str, Path]:
     """Find the tables that a dataset consists of.
 
     Args:
-        path: a ``.csv`` or ``.jsonl`` file, or a folder with ``train.csv`` or ``train.jsonl`` and, of the same kind,
-            optionally ``valid`` and ``test``.
+        path: a ``.csv`` or ``.jsonl`` file, or a folder with ``train.csv`` or ``train.jsonl`` and optionally tables
+            for validation and test, whose names ``odn.split_names`` knows.
 
     Returns:
         The files by split: ``train`` and those that are there; nothing when it is another kind of dataset.
 
     Raises:
-        OdnError: when a folder holds both kinds.
+        OdnError: when a folder holds two tables for one split.
     """
     if path.suffix.lower() in _SUFFIXES and path.is_file():
         return {"train": path}
-    kinds = [suffix for suffix in _SUFFIXES if (path / f"train{suffix}").is_file()]
-    if len(kinds) > 1:
-        raise OdnError(f"{path} holds train.csv and train.jsonl; keep one of them")
-    found = {
-        split: path / f"{name}{suffix}"
-        for suffix in kinds
-        for split, names in SPLIT_NAMES.items()
-        for name in reversed(names)
-        if (path / f"{name}{suffix}").is_file()
-    }
-    return dict(sorted(found.items(), key=lambda item: list(SPLIT_NAMES).index(item[0])))
+    tables = tables_in(path)
+    if not any(split_of(file.stem) == "train" for file in tables):
+        return {}
+    return one_per_split(tables, lambda file: file.stem, path)
+
+
+def tables_in(folder: Path) -> list[Path]:
+    """List the tables of a folder.
+
+    Args:
+        folder: which may be something else.
+
+    Returns:
+        Its ``.csv`` and ``.jsonl`` files, sorted.
+    """
+    return [file for file in entries(folder) if file.suffix.lower() in _SUFFIXES and file.is_file()]
 
 
 def kind_of(path: Path) -> Kind:
@@ -112,11 +115,23 @@ def read_rows(path: Path, kind: Kind, task: Task = "classification") -> Iterator
             raise OdnError(f"{where}: '{kind}' is {_short(value)}; allowed: a text")
         if not value.strip():
             raise OdnError(f"{where} has an empty {kind}; fill it in or remove the row")
-        yield Row(where, value, _parse(task, record["label"], where))
+        yield Row(where, value, parse_target(task, record["label"], where))
 
 
-def _parse(task: Task, value: object, where: str) -> Label:
-    """Read what a task wants of a label: a name, several names or numbers with ``;`` between, or a list of them."""
+def parse_target(task: Task, value: object, where: str) -> Label:
+    """Read what a task wants of a label.
+
+    Args:
+        task: but for segmentation.
+        value: as it stands in a file: a name or a number, several with ``;`` between, or a list of them.
+        where: file and place, for messages.
+
+    Returns:
+        Name of a class, names of several, or numbers.
+
+    Raises:
+        OdnError: when it is something else.
+    """
     if task == "classification":
         return parse_label(value, where)
     parts = value if isinstance(value, list) else value.split(";") if isinstance(value, str) else [value]
@@ -126,8 +141,10 @@ def _parse(task: Task, value: object, where: str) -> Label:
         numbers = tuple(float(str(part)) for part in parts if not isinstance(part, bool))
     except ValueError:
         numbers = ()
-    if len(numbers) != len(parts) or not numbers or not all(map(math.isfinite, numbers)):
-        raise OdnError(f"{where}: the label is {_short(value)}; allowed: numbers, several with ; between")
+    if len(numbers) != len(parts) or not numbers or not all(abs(number) <= LARGEST for number in numbers):
+        raise OdnError(
+            f"{where}: the label is {_short(value)}; allowed: numbers up to {LARGEST:g}, several with ; between"
+        )
     return numbers
 
 
@@ -228,43 +245,6 @@ def check_files(path: Path, files: list[Path]) -> None:
             f"{path} names {len(missing)} of {len(files)} files that are not there, first {str(missing[0])[:300]}; "
             "paths are relative to the table's folder"
         )
-
-
-def files_by_split(path: Path, pattern: str) -> dict[str, list[Path]]:
-    """Find the files of a folder by split: in folders of its name, or told apart by how their names begin.
-
-    Args:
-        path: the folder.
-        pattern: of their names, e.g. ``*.tar``.
-
-    Returns:
-        Sorted files by split, ``train`` among them: all of them where no name begins as that of a split does; nothing
-        when there are none.
-
-    Raises:
-        OdnError: when there are splits, but none to train on, or a file belongs to none.
-    """
-
-    def files(folder: Path) -> list[Path]:
-        return sorted(folder.glob(pattern)) if folder.is_dir() else []
-
-    names = {name: split for split, known in SPLIT_NAMES.items() for name in known}
-    found = {split: files(path / name) for name, split in names.items() if files(path / name)}
-    pool = [] if found else files(path)
-    rest = []
-    for file in pool:
-        match = re.match(rf"({'|'.join(names)})([^a-z]|$)", file.stem.lower())
-        if match:
-            found.setdefault(names[match[1]], []).append(file)
-        else:
-            rest.append(file)
-    if not found:
-        return {"train": rest} if rest else {}
-    if rest:
-        raise OdnError(f"{rest[0]} belongs to no split; allowed: names that begin with train, valid or test")
-    if "train" not in found:
-        raise OdnError(f"{path} has files for {' and '.join(found)}, but none for train; add some")
-    return found
 
 
 def index_labels(labels: list[tuple[str, str]], classes: tuple[str, ...], kind: str = "row") -> list[int]:

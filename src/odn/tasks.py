@@ -7,6 +7,7 @@ from odn.errors import UsageError
 Task = Literal["classification", "multilabel", "regression", "segmentation"]
 Metric = Literal["accuracy", "balanced_accuracy", "macro_f1", "mean_average_precision", "r2", "mean_iou"]
 
+LARGEST = 1e30  # absolute value of a number to predict: float32 still holds it, and differences of two
 TASKS: tuple[Task, ...] = get_args(Task)
 # The first of each is the one that decides where nothing else is said.
 METRICS: dict[Task, tuple[Metric, ...]] = {

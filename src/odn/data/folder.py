@@ -11,16 +11,17 @@ from torch import Tensor
 
 from odn.data.sources import Samples, Source
 from odn.errors import OdnError
+from odn.files import files_below
 from odn.images import BadImage, ImageFile, decode, image_facts, image_warnings
+from odn.split_names import entries, one_per_split, tell_left_out
 
 _log = logging.getLogger(__name__)
-_VALID_NAMES = ("valid", "val", "validation")
 
 
 def read_folder(root: Path) -> Source:
     """Read an ImageFolder: ``root/<class>/*``, or ``root/train/<class>/*`` with optional ``valid`` and ``test``.
 
-    Every file that is not hidden counts as an image; nothing is left out silently.
+    Every file of a class that is not hidden counts as an image; what lies beside the classes is named.
 
     Args:
         root: the folder.
@@ -29,28 +30,34 @@ def read_folder(root: Path) -> Source:
         Paths and labels; no file has been opened.
 
     Raises:
-        OdnError: when the folder is empty, a class has no image, or a split has a class of its own.
+        OdnError: when the folder is empty, a class has no image, a split has a class of its own, or there are splits
+            but none to train on.
     """
-    if (root / "train").is_dir():
-        classes = _class_names(root / "train")
-        valid = next((root / name for name in _VALID_NAMES if (root / name).is_dir()), None)
-        test = _list(root / "test", classes) if (root / "test").is_dir() else None
-        return Source(
-            name=root.resolve().name,
-            classes=classes,
-            train=_list(root / "train", classes),
-            valid=_list(valid, classes) if valid else None,
-            test=(lambda: test) if test else None,
+    here = entries(root)
+    splits = one_per_split([path for path in here if path.is_dir()], lambda path: path.name, root)
+    if not splits:
+        classes = _class_names(root)
+        return Source(name=root.resolve().name, classes=classes, train=_list(root, classes))
+    if "train" not in splits:
+        name = next(iter(splits.values())).name
+        raise OdnError(
+            f"{root} has the folder '{name}', which is named for a split, but no folder train; put the images to "
+            f"train on into train/CLASS, or rename '{name}' if it is a class"
         )
-    classes = _class_names(root)
-    return Source(name=root.resolve().name, classes=classes, train=_list(root, classes))
+    tell_left_out(root, [path.name for path in here if path not in splits.values()], "which are named for no split")
+    classes = _class_names(splits["train"])
+    parts = {split: _list(folder, classes) for split, folder in splits.items()}
+    return Source(
+        name=root.resolve().name,
+        classes=classes,
+        train=parts["train"],
+        valid=parts.get("valid"),
+        test=(lambda: parts["test"]) if "test" in parts else None,
+    )
 
 
 def _class_names(root: Path) -> tuple[str, ...]:
-    try:
-        names = sorted(p.name for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
-    except OSError as error:
-        raise OdnError(f"cannot read the folder {root}: {error.strerror}; check its permissions") from error
+    names = [path.name for path in entries(root) if path.is_dir()]
     if not names:
         raise OdnError(f"{root} has no class folders; put the images of each class into a folder of its own there")
     return tuple(names)
@@ -62,12 +69,13 @@ def _list(root: Path, classes: tuple[str, ...]) -> Samples:
         raise OdnError(
             f"{root} has the class '{unknown[0]}', which the training images do not have; remove or rename it"
         )
+    tell_left_out(root, [path.name for path in entries(root) if path.is_file()], "which are in no class folder")
     paths: list[Path] = []
     labels: list[int] = []
     for label, name in enumerate(classes):
         if not (root / name).is_dir():
             continue  # a valid or test folder need not show every class
-        found = sorted(p for p in (root / name).rglob("*") if p.is_file() and not p.name.startswith("."))
+        found = [*files_below(root / name)]
         if not found:
             raise OdnError(f"the class folder {root / name} has no image; add some or remove the folder")
         paths += found

@@ -98,7 +98,7 @@ def _read(dataset: str, data_dir: Path, config: DataConfig) -> Source:
     if config.task not in ("auto", source.task):
         raise UsageError(
             f"--task {config.task} for {source.name}, whose labels are classes; allowed: an .npz file or, but for "
-            "masks, a .csv or .jsonl table with labels of that kind"
+            "masks, a .csv, .jsonl or saved table with labels of that kind"
         )
     choose_metric(source.task, config.metric)
     return source
@@ -109,11 +109,11 @@ def _read_any(dataset: str, data_dir: Path, config: DataConfig) -> Source:
         return read_digits()
     if dataset in DATASETS:
         return read_torchvision(dataset, data_dir)
-    path = Path(dataset)
+    path, task = Path(dataset), "classification" if config.task == "auto" else config.task
     if find_tables(path):
-        return read_tables(path, "classification" if config.task == "auto" else config.task)
+        return read_tables(path, task)
     if find_saved(path):
-        return read_saved(path)
+        return read_saved(path, task)
     if find_shards(dataset):
         return read_shards(dataset)
     if path.is_dir():
@@ -141,13 +141,12 @@ class _Loader:
         mean, std = _statistics(histogram)
         spec = DataSpec(
             name=self.source.name,
-            classes=self.source.classes,
             preprocessing=Preprocessing(input_shape=shape, mean=mean, std=std),
             train_count=len(train.labels),
             valid_count=len(valid.labels),
             seed=self.seed,
             augment=self.augment,
-            **target_facts(self.source.task, self.config.metric, train.labels),
+            **target_facts(self.source.task, self.config.metric, self.source.classes, train.labels, valid.labels),
         )
 
         def test() -> Split:

@@ -15,13 +15,15 @@ from torch import Tensor
 from odn.data.sources import BROKEN, Samples, Source, first_line
 from odn.data.targets import targets_of, task_of
 from odn.errors import OdnError
+from odn.split_names import one_per_split, tell_left_out
 from odn.tasks import Task
 
-_NPZ_KEYS = ("x_train", "y_train", "x_test", "y_test", "x", "y", "classes")
+_POOL = ("x", "y", "classes")
+_WHY = "which are named for no split"
 
 
 def read_npz(path: Path, task: Literal["auto", Task] = "auto") -> Source:
-    """Read a NumPy archive with ``x_train y_train`` and optionally ``x_test y_test``, or ``x y`` alone.
+    """Read a NumPy archive: ``x_train y_train``, optionally with ``x_valid y_valid`` and ``x_test y_test``; or ``x y``.
 
     Args:
         path: an ``.npz`` file. Images are uint8, or floats in [0, 1], of shape (N, H, W), (N, H, W, C) or
@@ -31,7 +33,7 @@ def read_npz(path: Path, task: Literal["auto", Task] = "auto") -> Source:
         task: what ``y`` means where it does not say so itself.
 
     Returns:
-        Training images and, where the archive has them, test images.
+        Training images and, where the archive has them, validation and test images.
 
     Raises:
         OdnError: when the file is no such archive.
@@ -39,41 +41,63 @@ def read_npz(path: Path, task: Literal["auto", Task] = "auto") -> Source:
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             _bound(path, archive.zip.infolist())
-            arrays = {key.lower(): archive[key] for key in archive.files if key.lower() in _NPZ_KEYS}
-            others = [key for key in archive.files if key.lower() not in _NPZ_KEYS]
+            names = _names(path, archive.files)
+            arrays = {key: archive[name] for key, name in names.items()}
+            others = [name for name in archive.files if name not in names.values()]
     except (*BROKEN, MemoryError, TypeError, zlib.error, zipfile.BadZipFile) as error:
         reason = first_line(error)
         raise OdnError(f"cannot read {path}: {reason}; it must be an .npz file without pickled objects") from error
     keys = ("x_train", "y_train") if "x_train" in arrays else ("x", "y")
     if not set(keys) <= arrays.keys():
-        found = ", ".join(sorted([*arrays, *others])) or "nothing"
-        raise OdnError(f"{path} holds {found}; allowed: x_train and y_train [x_test y_test], or x and y")
+        found = ", ".join(sorted([*names.values(), *others])) or "nothing"
+        raise OdnError(
+            f"{path} holds {found}; allowed: x_train and y_train [x_valid y_valid] [x_test y_test], or x and y"
+        )
+    tell_left_out(path, sorted({*others, *(names[key] for key in _POOL[:2] if key in names and key not in keys)}), _WHY)
     images, y = _npz_images(path, keys[0], arrays), arrays[keys[1]]
     settled = task_of(y, f"{path}: {keys[1]}") if task == "auto" else task
     given = arrays.get("classes")
     classes, labels = targets_of(settled, y, f"{path}: {keys[1]}", images, None if given is None else given.tolist())
-    test = None
-    if "x_test" in arrays or "y_test" in arrays:
-        if not {"x_test", "y_test"} <= arrays.keys():
-            raise OdnError(f"{path} holds only one of x_test and y_test; add the other or remove it")
-        test_images = _npz_images(path, "x_test", arrays)
-        if test_images.shape[1:] != images.shape[1:]:
+    parts: dict[str, Samples] = {}
+    for split in ("valid", "test"):
+        x_key, y_key = f"x_{split}", f"y_{split}"
+        if not {x_key, y_key} & arrays.keys():
+            continue
+        if not {x_key, y_key} <= arrays.keys():
+            raise OdnError(f"{path} holds only one of {x_key} and {y_key}; add the other or remove it")
+        own = _npz_images(path, x_key, arrays)
+        if own.shape[1:] != images.shape[1:]:
             raise OdnError(
-                f"{path}: x_test has images of shape {tuple(test_images.shape[1:])}, {keys[0]} of shape "
+                f"{path}: {x_key} has images of shape {tuple(own.shape[1:])}, {keys[0]} of shape "
                 f"{tuple(images.shape[1:])}; they must agree"
             )
-        y_test = arrays["y_test"]
-        if given is None and settled == "classification" and y_test.dtype.kind in "iu":
-            y_test = y_test.astype(str)  # only classes that the archive names can be counted; these are their own names
-        test_labels = targets_of(settled, y_test, f"{path}: y_test", test_images, classes)[1]
-        test_samples = Samples(images=test_images, labels=test_labels)
-        test = lambda: test_samples  # noqa: E731
-    return Source(name=path.stem, classes=classes, train=Samples(images=images, labels=labels), test=test, task=settled)
+        y = arrays[y_key]
+        if given is None and settled == "classification" and y.dtype.kind in "iu":
+            y = y.astype(str)  # only classes that the archive names can be counted; these are their own names
+        parts[split] = Samples(images=own, labels=targets_of(settled, y, f"{path}: {y_key}", own, classes)[1])
+    return Source(
+        name=path.stem,
+        classes=classes,
+        train=Samples(images=images, labels=labels),
+        valid=parts.get("valid"),
+        test=(lambda: parts["test"]) if "test" in parts else None,
+        task=settled,
+    )
+
+
+def _names(path: Path, names: Sequence[str]) -> dict[str, str]:
+    """Find out which array of an archive is which: ``x_val`` is ``x_valid``, capitals do not count."""
+    found = {key: name for name in names if (key := name.lower()) in _POOL}
+    for kind in ("x", "y"):
+        splits = [name for name in names if name.lower().startswith(f"{kind}_")]
+        found |= {f"{kind}_{split}": name for split, name in one_per_split(splits, lambda name: name[2:], path).items()}
+    return found
 
 
 def _bound(path: Path, members: Sequence[zipfile.ZipInfo]) -> None:
     """Compare what an archive unpacks to with the memory that is free, before any of it is taken."""
-    needed = sum(member.file_size for member in members if Path(member.filename).stem.lower() in _NPZ_KEYS)
+    sizes = {Path(member.filename).stem: member.file_size for member in members}
+    needed = sum(sizes[name] for name in _names(path, [*sizes]).values())
     free = psutil.virtual_memory().available
     if needed > free:
         raise OdnError(
@@ -85,7 +109,9 @@ def _bound(path: Path, members: Sequence[zipfile.ZipInfo]) -> None:
 def _npz_images(path: Path, key: str, arrays: dict[str, npt.NDArray[Any]]) -> Tensor:
     x = arrays[key]
     if x.ndim == 0 or len(x) == 0:
-        raise OdnError(f"{path}: {key} has no images; add some" + (" or leave it out" if key == "x_test" else ""))
+        raise OdnError(
+            f"{path}: {key} has no images; add some" + (" or leave it out" if key in ("x_valid", "x_test") else "")
+        )
     if x.dtype.kind == "f":
         if not np.isfinite(x).all():
             first = int(np.argwhere(~np.isfinite(x.reshape(len(x), -1)).all(axis=1))[0, 0])

@@ -15,7 +15,8 @@ from odn.data.labelled import labelled_source
 from odn.data.sources import Source
 from odn.errors import OdnError
 from odn.images import ImageFile
-from odn.tabular import files_by_split, parse_label
+from odn.split_names import files_by_split
+from odn.tabular import Label, parse_label
 
 _IMAGES = frozenset({"jpg", "jpeg", "png", "ppm", "pgm", "pbm", "webp", "bmp", "gif", "tif", "tiff"})
 _MAX_LABEL_BYTES = 1024**2
@@ -88,7 +89,7 @@ def read_shards(dataset: str) -> Source:
         Where the images stand, and their labels; no image has been read.
     """
     samples: dict[str, Sequence[str] | Sequence[ImageFile]] = {}
-    labels: dict[str, list[tuple[str, str]]] = {}
+    labels: dict[str, list[tuple[Label, str]]] = {}
     for split, shards in find_shards(dataset).items():
         pairs = [pair for shard in shards for pair in _index(shard)]
         samples[split] = [image for image, _ in pairs]

@@ -27,7 +27,7 @@ class Samples:
     Attributes:
         images: a uint8 tensor of shape (N, C, H, W), N files still to be decoded, or N texts.
         labels: indices into the classes, shape (N,), for segmentation (N, H, W); numbers of shape (N, K) for
-            regression, 0 or 1 for each of several labels.
+            regression, float64; 0 or 1 for each of several labels.
     """
 
     images: Tensor | Sequence[ImageFile] | Sequence[str]

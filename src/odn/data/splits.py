@@ -6,7 +6,7 @@ Shapes: B batch, C channels, H height, W width, T tokens.
 import hashlib
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol, final
 
 import torch
@@ -42,8 +42,8 @@ class DataSpec:
         name: of the dataset.
         classes: names of the labels, in the order of the logits; for regression of the numbers.
         preprocessing: from image to input, with statistics of the training split; or from text.
-        train_count: images in the training split.
-        valid_count: images in the validation split.
+        train_count: samples in the training split.
+        valid_count: samples in the validation split.
         seed: of the split.
         augment: changes made to training images.
         task: what is asked of an image.
@@ -51,6 +51,11 @@ class DataSpec:
         target_mean: for regression, mean of each number over the training split; the network gives them standardised.
         target_std: likewise their standard deviation.
         tokenizer: of texts, as JSON; empty for images.
+        train_support: training samples of each class or label; empty where there are neither. What is told of a dataset
+            besides, like this and the rest, does not make it another one.
+        valid_support: likewise of the validation split.
+        train_truncated: training texts that are longer than the network reads.
+        valid_truncated: likewise of the validation split.
     """
 
     name: str
@@ -65,6 +70,10 @@ class DataSpec:
     target_mean: tuple[float, ...] = ()
     target_std: tuple[float, ...] = ()
     tokenizer: str = ""
+    train_support: tuple[int, ...] = field(default=(), compare=False)
+    valid_support: tuple[int, ...] = field(default=(), compare=False)
+    train_truncated: int = field(default=0, compare=False)
+    valid_truncated: int = field(default=0, compare=False)
 
     @property
     def scaling(self) -> tuple[tuple[float, ...], tuple[float, ...]] | None:

@@ -14,7 +14,7 @@ from torch import Tensor
 from odn.data.splits import DataSpec
 from odn.errors import OdnError
 from odn.metrics import IGNORED
-from odn.tasks import Metric, Task, choose_metric
+from odn.tasks import LARGEST, Metric, Task, choose_metric
 
 Raw = npt.NDArray[Any]
 Labels = npt.NDArray[Any]
@@ -34,7 +34,7 @@ def task_of(y: Raw, where: str) -> Task:
         Masks are integers of three dimensions, several labels integers of two, numbers floats; all else is a class.
 
     Raises:
-        OdnError: on floats that are whole numbers: these may be classes as well.
+        OdnError: where they may mean something else as well: floats that are whole numbers, one 1 in every row.
     """
     if y.dtype.kind == "f":
         if np.isfinite(y).all() and (y == np.round(y)).all():
@@ -45,6 +45,11 @@ def task_of(y: Raw, where: str) -> Task:
         return "regression"
     if y.ndim == 3:
         return "segmentation"
+    if y.ndim == 2 and y.shape[1] > 1 and np.isin(y, (0, 1)).all() and (y.sum(1) == 1).all():
+        raise OdnError(
+            f"{where} has a single 1 in every row; say --task multilabel for several labels, or give y.argmax(1) for "
+            "classes"
+        )
     return "multilabel" if y.ndim == 2 else "classification"
 
 
@@ -61,8 +66,8 @@ def targets_of(
         classes: names of the outputs where they are known; None takes what ``y`` holds.
 
     Returns:
-        Names of the outputs, and labels: int64 of shape (N,), for several labels and numbers float32 of shape (N, K),
-        for masks int16 of shape (N, H, W).
+        Names of the outputs, and labels: int64 of shape (N,), for several labels float32 and numbers float64 of shape
+        (N, K), for masks int16 of shape (N, H, W).
 
     Raises:
         OdnError: when they are not one per image, or do not fit the task.
@@ -96,15 +101,15 @@ def _several(y: Raw, where: str, _images: Tensor | Sequence[object], names: Name
         raise OdnError(
             f"{where} is {y.dtype} of shape {y.shape}; allowed: 0 or 1 for each of several labels, shape (N, K)"
         )
-    return _outputs(y, where, names)
+    return _outputs(y.astype(np.float32), where, names)
 
 
 def _numbers(y: Raw, where: str, _images: Tensor | Sequence[object], names: Names | None) -> tuple[Names, Labels]:
     if y.ndim not in (1, 2) or y.dtype.kind not in "biuf":
         raise OdnError(f"{where} is {y.dtype} of shape {y.shape}; allowed: one or several numbers per image")
     y = y.reshape(len(y), -1).astype(np.float64)
-    if not np.isfinite(y).all() or np.abs(y).max(initial=0) > 1e30:
-        first = int(np.argwhere(~np.isfinite(y).all(1) | (np.abs(y) > 1e30).any(1))[0, 0])
+    if not (np.abs(y) <= LARGEST).all():  # NaN is not
+        first = int(np.argwhere(~(np.abs(y) <= LARGEST).all(1))[0, 0])
         raise OdnError(f"{where} has NaN, infinite or huge values, first for image {first}; remove or repair it")
     return _outputs(y, where, names)
 
@@ -113,7 +118,7 @@ def _outputs(y: Raw, where: str, names: Names | None) -> tuple[Names, Labels]:
     names = names or (("y",) if y.shape[1] == 1 else tuple(f"y{index}" for index in range(y.shape[1])))
     if y.shape[1] != len(names) or not names:
         raise OdnError(f"{where} has {y.shape[1]} values per image for {len(names)} names; they must agree")
-    return names, y.astype(np.float32)
+    return names, y
 
 
 def _masks(y: Raw, where: str, images: Tensor | Sequence[object], names: Names | None) -> tuple[Names, Labels]:
@@ -145,18 +150,23 @@ _READERS: dict[Task, _Reader] = {
 }
 
 
-def target_facts(task: Task, metric: Literal["auto", Metric], labels: Labels) -> dict[str, Any]:
+def target_facts(
+    task: Task, metric: Literal["auto", Metric], classes: Names, labels: Labels, valid: Labels
+) -> dict[str, Any]:
     """Say what a ``DataSpec`` has to know of the labels.
 
     Args:
         task: what they ask for.
         metric: as asked for.
+        classes: names of the outputs.
         labels: of the training split.
+        valid: of the validation split.
 
     Returns:
-        Its ``task``, ``metric``, ``target_mean`` and ``target_std``.
+        Its ``classes``, ``task``, ``metric``, ``target_mean``, ``target_std``, ``train_support`` and ``valid_support``.
     """
-    facts: dict[str, Any] = {"task": task, "metric": choose_metric(task, metric)}
+    facts: dict[str, Any] = {"classes": classes, "task": task, "metric": choose_metric(task, metric)}
+    facts |= {"train_support": support(task, len(classes), labels), "valid_support": support(task, len(classes), valid)}
     if task == "regression":
         values = labels.astype(np.float64)
         std = values.std(0)
@@ -164,6 +174,22 @@ def target_facts(task: Task, metric: Literal["auto", Metric], labels: Labels) ->
         facts |= {"target_mean": tuple(values.mean(0).tolist())}
         facts |= {"target_std": tuple(np.where(std > 0, std, 1.0).tolist())}
     return facts
+
+
+def support(task: Task, count: int, labels: Labels) -> tuple[int, ...]:
+    """Count the samples of each class or label.
+
+    Args:
+        task: what the labels ask for.
+        count: number of classes or labels.
+        labels: of N samples.
+
+    Returns:
+        Their numbers; none for masks and numbers.
+    """
+    if task == "classification":
+        return tuple(np.bincount(labels, minlength=count).tolist())
+    return tuple(labels.astype(np.int64).sum(0).tolist()) if task == "multilabel" else ()
 
 
 def as_targets(labels: Labels, spec: DataSpec) -> Tensor:
@@ -174,9 +200,8 @@ def as_targets(labels: Labels, spec: DataSpec) -> Tensor:
         spec: of the dataset.
 
     Returns:
-        The same, numbers standardised.
+        The same, numbers standardised to float32: large ones would have lost their differences before.
     """
-    targets = torch.from_numpy(labels)
     if spec.task == "regression":
-        targets = (targets - torch.tensor(spec.target_mean)) / torch.tensor(spec.target_std)
-    return targets
+        labels = ((labels - np.asarray(spec.target_mean)) / np.asarray(spec.target_std)).astype(np.float32)
+    return torch.from_numpy(labels)

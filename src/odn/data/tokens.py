@@ -1,5 +1,6 @@
 """Texts become splits: a tokenizer is trained on the training split, and all texts become ids of its tokens."""
 
+import logging
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -13,6 +14,9 @@ from odn.data.splits import DataSpec, Split, TensorSplit
 from odn.data.targets import as_targets, target_facts
 from odn.errors import OdnError, UsageError
 from odn.texts import TextPreprocessing, Tokenizer, fitting_length, fitting_vocabulary, pack, train_tokenizer
+
+Ragged = npt.NDArray[np.int32]
+_log = logging.getLogger(__name__)
 
 
 def token_splits(
@@ -53,28 +57,44 @@ def token_splits(
     )
     tokenizer = Tokenizer(content)
     ragged = list(tokenizer.ragged(train.texts))
+    held_out = list(tokenizer.ragged(valid.texts))
     tokens = config.max_tokens or fitting_length([len(ids) for ids in ragged], positions)
     spec = DataSpec(
         name=source.name,
-        classes=source.classes,
         preprocessing=TextPreprocessing(tokens=tokens, vocabulary=tokenizer.vocabulary),
         train_count=len(train.labels),
         valid_count=len(valid.labels),
         seed=seed,
         augment=augment,
         tokenizer=content,
-        **target_facts(source.task, config.metric, train.labels),
+        train_truncated=_tell_truncated("training", ragged, tokens),
+        valid_truncated=_tell_truncated("validation", held_out, tokens),
+        **target_facts(source.task, config.metric, source.classes, train.labels, valid.labels),
     )
 
-    def split(samples: Samples, known: Sequence[npt.NDArray[np.int32]] = ()) -> Split:
-        texts = samples.texts
-        needed, free = len(texts) * tokens * 4, psutil.virtual_memory().available
+    def split(samples: Samples, ragged: Sequence[Ragged]) -> Split:
+        count = len(ragged)
+        needed, free = count * tokens * 4, psutil.virtual_memory().available
         if needed > free:
             raise OdnError(
-                f"{source.name}: {len(texts):,} texts of {tokens} tokens take {needed:,} bytes, but {free:,} bytes of "
+                f"{source.name}: {count:,} texts of {tokens} tokens take {needed:,} bytes, but {free:,} bytes of "
                 "memory are free; lower --max-tokens or give fewer texts"
             )
-        ids = pack(known or tokenizer.ragged(texts), len(texts), tokens)
-        return TensorSplit(torch.from_numpy(ids), as_targets(samples.labels, spec), spec)
+        return TensorSplit(torch.from_numpy(pack(ragged, count, tokens)), as_targets(samples.labels, spec), spec)
 
-    return split(train, ragged), split(valid), spec, lambda: split(read_test())
+    def test() -> Split:
+        samples = read_test()
+        ragged = list(tokenizer.ragged(samples.texts))
+        _tell_truncated("test", ragged, tokens)
+        return split(samples, ragged)
+
+    return split(train, ragged), split(valid, held_out), spec, test
+
+
+def _tell_truncated(split: str, ragged: Sequence[Ragged], tokens: int) -> int:
+    """Count the texts that are cut off, and say so: what is missing in them is not read, in training and later."""
+    count = sum(len(ids) > tokens for ids in ragged)
+    if count:
+        message = "%d of %d %s texts are longer than the %d tokens that are read (--max-tokens), the longest has %d"
+        _log.warning(message, count, len(ragged), split, tokens, max(map(len, ragged)))
+    return count
