@@ -411,6 +411,83 @@ def test_whole_runs_of_other_tasks_end_in_files_that_say_the_same(task, tmp_path
     assert [row[1] for row in table[1:]] == [line["label"] for line in said]
 
 
+def mask_table(tmp_path, masks, images=X):
+    for index, (image, mask) in enumerate(zip(images, masks, strict=True)):
+        Image.fromarray(image).save(tmp_path / f"{index}.png")
+        Image.fromarray(mask).save(tmp_path / f"{index}_mask.png")
+    rows = [("path", "label"), *((f"{index}.png", f"{index}_mask.png") for index in range(len(masks)))]
+    with (tmp_path / "train.csv").open("w", newline="") as file:
+        csv.writer(file).writerows(rows)
+    return str(tmp_path / "train.csv")
+
+
+@pytest.mark.parametrize("config", [{}, {"resident_bytes": 0, "workers": 2}])
+def test_masks_in_files_are_those_of_an_archive(tmp_path, config):
+    masks = (X > 128).astype(np.uint8)
+    masks[:, 0] = 255
+    table = library.load_data(mask_table(tmp_path, masks), config=library.DataConfig(task="segmentation", **config))
+    packed = library.load_data(str(archive(tmp_path, y=masks)))
+    assert (table.spec.task, table.spec.classes) == ("segmentation", ("0", "1"))
+    for one, other in ((table.train, packed.train), (table.valid, packed.valid), (table.test, packed.test)):
+        order = torch.randperm(len(one), generator=torch.Generator().manual_seed(0))
+        for found, expected in zip(one.batches(9, order, CPU), other.batches(9, order, CPU), strict=True):
+            assert all(torch.equal(*pair) for pair in zip(found, expected, strict=True))
+            assert found[1].dtype == torch.int64
+
+
+def test_masks_are_resized_to_the_nearest_pixel_and_palettes_are_indices(tmp_path):
+    masks = np.kron(np.arange(4).reshape(2, 2), np.ones((4, 4))).astype(np.uint8)[None].repeat(40, 0)
+    path = mask_table(tmp_path, masks)
+    colours = Image.fromarray(masks[0]).convert("P")
+    colours.putdata(masks[0].ravel().tolist())
+    colours.save(tmp_path / "0_mask.png")
+    data = library.load_data(path, config=library.DataConfig(task="segmentation", image_size=4))
+    expected = torch.tensor(np.kron(np.arange(4).reshape(2, 2), np.ones((2, 2)))).long()
+    for split in (data.train, data.valid, data.test):
+        for _, labels in split.batches(40, torch.arange(len(split)), CPU):
+            assert (labels == expected).all()
+    assert data.spec.classes == ("0", "1", "2", "3")
+
+
+@pytest.mark.parametrize(
+    ("mask", "message"),
+    [
+        (
+            np.zeros((8, 6), np.uint8),
+            r"the mask .*7_mask.png has 8x6 pixels, its image .*7.png has 8x8; they must agree",
+        ),
+        (
+            np.zeros((8, 8, 3), np.uint8),
+            r"7_mask.png is not a readable image \(RGB colours; allowed for a mask: a label",
+        ),
+        (np.full((8, 8), 255, np.uint8), "has no label but 255, which marks .* a foreground is written as 1"),
+        (np.full((8, 8), 5000, np.uint16), "has the label 5000; allowed: 0 to 999"),
+    ],
+)
+def test_wrong_masks_are_named(tmp_path, mask, message):
+    path = mask_table(tmp_path, (X > 128).astype(np.uint8))
+    Image.fromarray(mask).save(tmp_path / "7_mask.png")
+    with pytest.raises(OdnError, match=message):
+        library.load_data(path, config=library.DataConfig(task="segmentation"))
+
+
+def test_a_label_of_test_masks_alone_and_a_missing_mask_are_named(tmp_path):
+    config = library.DataConfig(task="segmentation")
+    train, test = tmp_path / "own", tmp_path / "test"
+    train.mkdir(), test.mkdir()
+    mask_table(train, (X > 128).astype(np.uint8))
+    mask_table(test, (X > 128) * np.uint8(2))
+    lines = (test / "train.csv").read_text().splitlines()
+    moved = [lines[0], *(f"../test/{one},../test/{two}" for one, two in (line.split(",") for line in lines[1:]))]
+    (train / "test.csv").write_text("\n".join(moved))
+    data = library.load_data(str(train), config=config)
+    with pytest.raises(OdnError, match="has the label 2, which the training masks do not have"):
+        data.test  # noqa: B018
+    (train / "3_mask.png").unlink()
+    with pytest.raises(OdnError, match=r"names 1 of 40 files that are not there, first .*3_mask.png"):
+        library.load_data(str(train), config=config)
+
+
 def test_imbalance_shows_class_by_class(tmp_path, odn):
     digits = load_digits()
     kept = np.flatnonzero((digits.target == 0) | ((digits.target == 1) & (np.arange(len(digits.target)) % 8 == 0)))
@@ -480,7 +557,7 @@ def test_tables_hold_several_labels_or_numbers(tmp_path, suffix, column):
         (["0.5", "0.75"], "classification", "for numbers to predict say --task regression"),
         (["a;b", "a"], "classification", "for several labels per sample say --task multilabel"),
         (["", ""], "multilabel", r"no training sample has a label, from .*own\.csv line 2 on"),
-        (["a", "b"], "segmentation", "a table holds no masks; put them into an .npz file"),
+        (["a", "b"], "segmentation", "--task segmentation for .*, which holds texts; allowed: images with masks"),
     ],
 )
 def test_wrong_labels_in_tables_are_explained(tmp_path, labels, task, message):

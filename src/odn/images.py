@@ -36,6 +36,7 @@ ImageFile = Path | Stored
 Fault = Literal["unknown", "damaged", "too large"]
 _ORIENTATION = 0x0112  # an EXIF tag
 _IMAGE_WIDTH, _IMAGE_LENGTH = 256, 257
+_MASK_MODES = frozenset({"1", "L", "P", "I", "I;16", "I;16B", "I;16L"})
 _GRAY_MODES = frozenset({"1", "L", "LA", "I", "F", "I;16", "I;16B", "I;16L"})
 
 
@@ -172,6 +173,31 @@ def image_facts(path: ImageFile) -> tuple[int, int, bool]:
         sideways = exif.get(_ORIENTATION) in (5, 6, 7, 8)
         gray = image.mode in _GRAY_MODES
     return (width, height, gray) if sideways else (height, width, gray)
+
+
+def decode_mask(path: Path, size: tuple[int, int] | None = None) -> npt.NDArray[np.int32]:
+    """Decode a file whose pixels are labels, not colours.
+
+    Args:
+        path: gray, black and white, or with a palette, whose indices count.
+        size: height and width to resize to, taking the nearest pixel; None keeps the file's own.
+
+    Returns:
+        The label of every pixel, shape (H, W).
+
+    Raises:
+        BadImage: when the file is not an image, or its pixels are colours.
+    """
+    with _opened(path) as image:
+        if image.mode not in _MASK_MODES:
+            raise BadImage(path, f"{image.mode} colours; allowed for a mask: a label per pixel, gray or with a palette")
+        image.load()
+        if image.getexif().get(_ORIENTATION, 1) != 1:
+            ImageOps.exif_transpose(image, in_place=True)
+        labels = np.asarray(image).astype(np.int32)
+    if size is not None and labels.shape != size:
+        labels = np.asarray(Image.fromarray(labels).resize(size[::-1], Image.Resampling.NEAREST))
+    return labels
 
 
 def decode(

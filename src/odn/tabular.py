@@ -122,17 +122,17 @@ def parse_target(task: Task, value: object, where: str) -> Label:
     """Read what a task wants of a label.
 
     Args:
-        task: but for segmentation.
+        task: what the labels are; those of a segmentation are paths.
         value: as it stands in a file: a name or a number, several with ``;`` between, or a list of them.
         where: file and place, for messages.
 
     Returns:
-        Name of a class, names of several, or numbers.
+        Name of a class or file, names of several, or numbers.
 
     Raises:
         OdnError: when it is something else.
     """
-    if task == "classification":
+    if task in ("classification", "segmentation"):
         return parse_label(value, where)
     parts = value if isinstance(value, list) else value.split(";") if isinstance(value, str) else [value]
     if task == "multilabel":
@@ -195,6 +195,7 @@ def _lines(path: Path) -> Iterator[str]:
 
 
 def _csv_records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    csv.field_size_limit(max(csv.field_size_limit(), _MAX_LINE_BYTES))  # a text may be as long as a line
     reader = csv.reader(_lines(path), strict=True)
     try:
         header = [name.strip().lower() for name in next(reader, [])]

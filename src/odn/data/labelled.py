@@ -2,9 +2,11 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 
+from odn.data.masks import mask_classes
 from odn.data.sources import Labels, Samples, Source
 from odn.errors import OdnError, UsageError
 from odn.images import ImageFile
@@ -18,7 +20,7 @@ Targets = dict[str, Labels]
 
 
 def read_tables(path: Path, task: Task = "classification") -> Source:
-    """Read tables with the columns ``path,label`` or ``text,label``.
+    """Read tables with the columns ``path,label`` or ``text,label``; labels of a segmentation are paths of masks.
 
     Args:
         path: what ``find_tables`` finds some in.
@@ -31,11 +33,12 @@ def read_tables(path: Path, task: Task = "classification") -> Source:
         OdnError: when a table has no rows.
         UsageError: when the task is not one that a table can have labels for.
     """
-    _check_task(task, path)
     files = find_tables(path)
     others = [file.name for file in tables_in(path) if file not in files.values()]
     tell_left_out(path, others, "which are named for no split")
     kind = kind_of(files["train"])
+    if task == "segmentation" and kind == "text":
+        raise UsageError(f"--task segmentation for {path}, which holds texts; allowed: images with masks, path,label")
     rows = {split: list(read_rows(file, kind, task)) for split, file in files.items()}
     for split, file in files.items():
         if not rows[split]:
@@ -49,8 +52,26 @@ def read_tables(path: Path, task: Task = "classification") -> Source:
             check_files(file, paths)
             samples[split] = paths
     name = path.resolve().stem if path.is_file() else path.resolve().name
-    labels = {split: [(row.label, row.where) for row in rows[split]] for split in files}
+    labels: dict[str, list[Place]] = {split: [(row.label, row.where) for row in rows[split]] for split in files}
+    if task == "segmentation":
+        return _masked_source(name, samples, {split: _masks(file, labels[split]) for split, file in files.items()})
     return labelled_source(name, samples, labels, texts=kind == "text", task=task)
+
+
+def _masks(table: Path, labels: Sequence[Place]) -> list[Path]:
+    files = [table.parent / str(label) for label, _ in labels]
+    check_files(table, files)
+    return files
+
+
+def _masked_source(
+    name: str, samples: Mapping[str, Sequence[str] | Sequence[ImageFile]], masks: Mapping[str, list[Path]]
+) -> Source:
+    classes = mask_classes(cast(Sequence[Path], samples["train"]), masks["train"])
+    parts = {
+        split: Samples(images=found, labels=np.asarray(masks[split], dtype=object)) for split, found in samples.items()
+    }
+    return _source(name, classes, parts, texts=False, task="segmentation")
 
 
 def read_saved(path: Path, task: Task = "classification") -> Source:
@@ -67,7 +88,8 @@ def read_saved(path: Path, task: Task = "classification") -> Source:
         OdnError: when splits have other columns.
         UsageError: when the task is not one that a column can have labels for.
     """
-    _check_task(task, path)
+    if task == "segmentation":
+        raise UsageError(f"--task segmentation for {path}: allowed: an .npz file, or a table of images and masks")
     splits = {split: read_saved_split(files, task) for split, files in find_saved(path).items()}
     tell_left_out(path, [name for name in splits_in(path) if split_of(name) is None], "which are named for no split")
     train = splits["train"]
@@ -77,11 +99,6 @@ def read_saved(path: Path, task: Task = "classification") -> Source:
     labels = {name: split.labels for name, split in splits.items()}
     name = path.resolve().stem
     return labelled_source(name, samples, labels, texts=train.texts, classes=train.classes, task=task)
-
-
-def _check_task(task: Task, path: Path) -> None:
-    if task == "segmentation":
-        raise UsageError(f"--task segmentation for {path}: a table holds no masks; put them into an .npz file")
 
 
 def labelled_source(
@@ -111,6 +128,10 @@ def labelled_source(
     """
     classes, targets = _TARGETS[task](labels, classes)
     parts = {split: Samples(images=found, labels=targets[split]) for split, found in samples.items()}
+    return _source(name, classes, parts, texts=texts, task=task)
+
+
+def _source(name: str, classes: tuple[str, ...], parts: Mapping[str, Samples], *, texts: bool, task: Task) -> Source:
     return Source(
         name=name,
         classes=classes,

@@ -12,6 +12,7 @@ from odn.config import AugmentConfig, DataConfig
 from odn.data.dividing import check_classes, divide
 from odn.data.folder import common_shape, decode_all, read_folder
 from odn.data.labelled import read_saved, read_tables
+from odn.data.masks import with_masks
 from odn.data.npz import read_npz
 from odn.data.shards import find_shards, read_shards
 from odn.data.sources import Samples, Source, read_digits, read_torchvision
@@ -97,8 +98,8 @@ def _read(dataset: str, data_dir: Path, config: DataConfig) -> Source:
     source = _read_any(dataset, data_dir, config)
     if config.task not in ("auto", source.task):
         raise UsageError(
-            f"--task {config.task} for {source.name}, whose labels are classes; allowed: an .npz file or, but for "
-            "masks, a .csv, .jsonl or saved table with labels of that kind"
+            f"--task {config.task} for {source.name}, whose labels are classes; allowed: an .npz file, or "
+            "a .csv, .jsonl or saved table with labels of that kind"
         )
     choose_metric(source.task, config.metric)
     return source
@@ -134,6 +135,7 @@ class _Loader:
 
     def load(self, train: Samples, valid: Samples, read_test: Callable[[], Samples]) -> Data:
         shape = self._shape(train, valid)
+        train, valid = (self._masked(samples, shape) for samples in (train, valid))
         train, histogram = self._decode(train, shape)
         valid, _ = self._decode(valid, shape)
         if self.config.skip_bad_files and self.source.task == "classification":
@@ -150,9 +152,12 @@ class _Loader:
         )
 
         def test() -> Split:
-            return self._split(self._decode(read_test(), shape)[0], spec)
+            return self._split(self._decode(self._masked(read_test(), shape), shape)[0], spec)
 
         return Data(self._split(train, spec), self._split(valid, spec), spec, test)
+
+    def _masked(self, samples: Samples, shape: tuple[int, int, int]) -> Samples:
+        return with_masks(samples, shape[1:], len(self.source.classes))
 
     def _shape(self, train: Samples, valid: Samples) -> tuple[int, int, int]:
         size = self.config.image_size

@@ -147,8 +147,7 @@ class TensorSplit:
             self._resident = (self.images.to(device), self.labels.to(device))
         images, labels = self._resident
         for chunk in indices.to(device).split(batch_size):
-            chosen = labels[chunk]  # masks are held in fewer bytes than they are computed with
-            yield images[chunk], chosen if chosen.is_floating_point() else chosen.long()
+            yield images[chunk], _computable(labels[chunk])
 
     def name(self, index: int) -> str:
         """Return the sample's position: those in memory have no other name."""
@@ -156,14 +155,14 @@ class TensorSplit:
 
 
 @final
-class _Files(Dataset[tuple[Tensor | BadImage, int]]):
-    def __init__(self, paths: Sequence[ImageFile], labels: Sequence[int], shape: tuple[int, int, int]) -> None:
+class _Files(Dataset[tuple[Tensor | BadImage, Tensor]]):
+    def __init__(self, paths: Sequence[ImageFile], labels: Tensor, shape: tuple[int, int, int]) -> None:
         self.paths, self.labels, self.shape = paths, labels, shape
 
     def __len__(self) -> int:
         return len(self.paths)
 
-    def __getitem__(self, index: int) -> tuple[Tensor | BadImage, int]:
+    def __getitem__(self, index: int) -> tuple[Tensor | BadImage, Tensor]:
         with image_warnings():
             try:
                 return torch.from_numpy(decode(self.paths[index], self.shape)), self.labels[index]
@@ -171,13 +170,18 @@ class _Files(Dataset[tuple[Tensor | BadImage, int]]):
                 return error, self.labels[index]
 
 
-def _collate(samples: list[tuple[Tensor | BadImage, int]]) -> tuple[Tensor, Tensor] | BadImage:
+def _collate(samples: list[tuple[Tensor | BadImage, Tensor]]) -> tuple[Tensor, Tensor] | BadImage:
     images = []
     for image, _ in samples:
         if isinstance(image, BadImage):
             return image
         images.append(image)
-    return torch.stack(images), torch.tensor([label for _, label in samples])
+    return torch.stack(images), _computable(torch.stack([label for _, label in samples]))
+
+
+def _computable(labels: Tensor) -> Tensor:
+    """Give labels the type that losses take: masks are held in fewer bytes."""
+    return labels if labels.is_floating_point() else labels.long()
 
 
 @final
@@ -186,7 +190,7 @@ class FileSplit:
 
     Args:
         paths: image files.
-        labels: int64, shape (N,), indices into the classes of ``spec``.
+        labels: of all N samples, as those of ``TensorSplit``.
         spec: of the dataset.
         workers: processes that decode; 0 means one per CPU core that this process has to itself, at most 8.
     """
@@ -195,7 +199,7 @@ class FileSplit:
         self.paths, self.labels, self.spec = list(paths), labels, spec
         self.workers = workers or max(1, min(8, (os.cpu_count() or 1) // local_world_size()))
         assert isinstance(spec.preprocessing, Preprocessing)
-        self._files = _Files(self.paths, labels.tolist(), spec.preprocessing.input_shape)
+        self._files = _Files(self.paths, labels, spec.preprocessing.input_shape)
 
     def __len__(self) -> int:
         """Return the number of images."""
@@ -210,7 +214,7 @@ class FileSplit:
             device: where the batches are wanted.
 
         Yields:
-            uint8 images of shape (B, C, H, W) and int64 labels of shape (B,).
+            uint8 images of shape (B, C, H, W) and their labels.
 
         Raises:
             BadImage: when a file has become unreadable since it was checked.

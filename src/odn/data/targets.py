@@ -20,7 +20,7 @@ Raw = npt.NDArray[Any]
 Labels = npt.NDArray[Any]
 Names = tuple[str, ...]
 UNLABELLED = 255  # of a pixel in a mask file, as PASCAL VOC has it
-_MOST_CLASSES = 1000  # of masks: an image with as many is no mask
+MOST_CLASSES = 1000  # of masks: an image with as many is no mask
 
 
 def task_of(y: Raw, where: str) -> Task:
@@ -131,8 +131,8 @@ def _masks(y: Raw, where: str, images: Tensor | Sequence[object], names: Names |
     y = y.astype(np.int64)
     labelled = y[y != UNLABELLED]
     most = int(labelled.max(initial=-1))
-    if not labelled.size or labelled.min() < 0 or most >= (len(names) if names else _MOST_CLASSES):
-        allowed = len(names) if names else _MOST_CLASSES
+    if not labelled.size or labelled.min() < 0 or most >= (len(names) if names else MOST_CLASSES):
+        allowed = len(names) if names else MOST_CLASSES
         raise OdnError(
             f"{where} has labels from {labelled.min(initial=UNLABELLED)} to {most}; allowed: 0 to {allowed - 1}, and "
             f"{UNLABELLED} for pixels that do not count"
