@@ -385,7 +385,7 @@ def test_a_full_disk_is_explained_and_what_was_saved_stands(odn, refused, npz, t
 
 def test_without_a_target_the_knee_is_found(odn, npz, tmp_path, recipe):
     run = tmp_path / "run"
-    code, out, err = odn("run", npz, "--target", "auto", "--config", recipe, *FAST, "--run", run)
+    code, out, err = odn("run", npz, "--config", recipe, *FAST, "--run", run)
     assert code == 0, err
     report = json.loads((run / "report.json").read_text())
     assert report["target_automatic"]

@@ -78,9 +78,9 @@ def test_a_recipe_goes_before_the_defaults():
     assert (config.backbone, config.expand.target_accuracy, config.expand.patience) == ("resnet34", 0.5, 9)
 
 
-def test_own_data_asks_for_a_target(tmp_path):
-    with pytest.raises(UsageError, match="no target accuracy is known for .*--target 0.95"):
-        complete({"dataset": str(tmp_path)})
+def test_without_a_target_own_data_get_an_automatic_one(tmp_path):
+    assert complete({"dataset": str(tmp_path)}).expand.target_accuracy == 0.0
+    assert complete({"dataset": str(tmp_path), "expand": {"target_accuracy": 0.9}}).expand.target_accuracy == 0.9
 
 
 def test_data_dir_comes_from_the_environment(monkeypatch, tmp_path):

@@ -79,9 +79,16 @@ def test_with_an_automatic_target_the_search_looks_back_from_what_came_close_eno
     result = expand_result(settled, range(1, 17), auto)
     assert (result.depth, result.reached, result.target_accuracy) == (2, True, pytest.approx(0.949))
     late = [ended("expand", d, PLATEAU, c) for d, c in ((1, 900), (2, 920), (4, 951), (8, 950), (16, 951))]
+    assert next_step(late, range(1, 17), auto) == Step(phase="lookback", depth=4, source=4)
+    assert not next_step(late, range(1, 17), dataclasses.replace(auto, lookback_epochs=0))
+    late.append(ended("lookback", 4, BUDGET, 960))
     assert next_step(late, range(1, 17), auto) == Step(phase="lookback", depth=3, source=4)
-    held = [*late, ended("lookback", 3, REACHED, 950)]
-    assert expand_result(held, range(1, 17), auto).depth == 3
+    held = [*late, ended("lookback", 3, REACHED, 958)]
+    assert next_step(held, range(1, 17), auto) is None
+    result = expand_result(held, range(1, 17), auto)
+    assert (result.depth, result.target_accuracy) == (3, pytest.approx(0.958))
+    lucky = [*late, ended("lookback", 3, BUDGET, 970)]  # one epoch that touches the target is not confirmed
+    assert expand_result(lucky, range(1, 17), auto).depth == 4
 
 
 def test_a_missed_target_gives_the_best_depth_and_the_shallowest_of_equals():

@@ -15,6 +15,7 @@ from odn.stopping import (
     confirmed,
     decide,
     hopeless,
+    knee,
     meets_target,
     settle_target,
     wilson_interval,
@@ -180,12 +181,29 @@ def grown(*depths: tuple[int, list[int]]) -> list[EpochRecord]:
 def test_an_automatic_target_is_settled_at_the_knee():
     auto = dataclasses.replace(CONFIG, target_accuracy=0.0, within=0.002)
     rising = [(1, [800, 850]), (2, [900, 890]), (4, [901])]
-    assert settle_target(grown(*rising), 16, auto) == auto
-    assert settle_target(grown(*rising, (8, [905, 904])), 16, auto).target_accuracy == pytest.approx(0.903)
+    doubled = (1, 2, 4, 8, 16)  # nothing is passed over, so nothing is annealed to compare with
+    assert settle_target(grown(*rising), doubled, auto) == auto
+    assert settle_target(grown(*rising, (8, [905, 904])), doubled, auto).target_accuracy == pytest.approx(0.903)
     # A gain of more than a standard error (0.0095 at 0.9 of 1000) starts the count anew.
-    assert settle_target(grown(*rising, (8, [912])), 16, auto) == auto
-    assert settle_target(grown(*rising), 4, auto).target_accuracy == pytest.approx(0.899)
-    assert settle_target(records([900]), 1, auto) == auto
+    assert settle_target(grown(*rising, (8, [912])), doubled, auto) == auto
+    assert settle_target(grown(*rising), (1, 2, 4), auto).target_accuracy == pytest.approx(0.899)
+    assert settle_target(records([900]), (1,), auto) == auto
+
+
+def test_an_automatic_target_is_that_of_annealed_weights_where_annealed_ones_are_held_against_it():
+    auto = dataclasses.replace(CONFIG, target_accuracy=0.0, within=0.002)
+    found = grown((1, [850]), (2, [900]), (4, [930]), (8, [925]), (16, [926]))
+    depths = range(1, 17)
+    assert knee(found, 16, auto) == 4
+    assert settle_target(found, depths, auto) == auto
+    assert settle_target(found, depths, dataclasses.replace(auto, lookback_epochs=0)).target_accuracy == pytest.approx(
+        0.928
+    )
+    annealing = [dataclasses.replace(one, phase="lookback") for one in records([930, 951, 950], depth=4)]
+    assert settle_target([*found, *annealing], depths, auto) == auto
+    annealed = [*annealing[:-1], dataclasses.replace(annealing[-1], stop=StopReason.EPOCH_BUDGET)]
+    later = [*found, *annealed, *(dataclasses.replace(one, phase="lookback") for one in records([999], depth=3))]
+    assert settle_target(later, depths, auto).target_accuracy == pytest.approx(0.949)
 
 
 def test_while_the_target_is_not_known_only_convergence_counts():
@@ -198,7 +216,7 @@ def test_while_the_target_is_not_known_only_convergence_counts():
 
 
 def test_a_target_that_is_given_stays():
-    assert settle_target(grown((1, [500]), (2, [500]), (4, [500])), 4, CONFIG) == CONFIG
+    assert settle_target(grown((1, [500]), (2, [500]), (4, [500])), (1, 2, 4), CONFIG) == CONFIG
 
 
 def test_a_percentage_is_answered_with_the_fraction():

@@ -83,12 +83,12 @@ def curve_result(records: Sequence[EpochRecord], config: ExpandConfig) -> Expand
     )
 
 
-def settle_goal(records: Sequence[EpochRecord], deepest: int, config: ExpandConfig) -> ExpandConfig:
+def settle_goal(records: Sequence[EpochRecord], depths: Sequence[int], config: ExpandConfig) -> ExpandConfig:
     """Fill in an automatic target from what training showed, whichever way the backbone was trained.
 
     Args:
         records: of a run, oldest first.
-        deepest: depth of the plan.
+        depths: the plan, ascending.
         config: the target; 0 stands for an automatic one.
 
     Returns:
@@ -96,4 +96,4 @@ def settle_goal(records: Sequence[EpochRecord], deepest: int, config: ExpandConf
     """
     if any(record.verb == "oneshot" for record in records):
         return dataclasses.replace(config, target_accuracy=curve_result(records, config).target_accuracy)
-    return settle_target(records, deepest, config)
+    return settle_target(records, depths, config)

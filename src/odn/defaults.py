@@ -77,7 +77,7 @@ def complete(table: dict[str, Any]) -> RunConfig:
         Every setting of the run.
 
     Raises:
-        UsageError: when the target is not given for data of the user's own, or a setting is wrong.
+        UsageError: when a setting is wrong.
     """
     dataset = table["dataset"]
     require_dataset(dataset)
@@ -95,11 +95,6 @@ def complete(table: dict[str, Any]) -> RunConfig:
     else:
         filled.setdefault("backbone", OWN_TEXTS_BACKBONE if holds_texts(dataset) else OWN_DATA_BACKBONE)
         filled["dataset"] = str(Path(dataset).resolve())
-        if "target_accuracy" not in expand:
-            raise UsageError(
-                f"no target accuracy is known for {dataset}; say which validation accuracy to reach, e.g. "
-                "--target 0.95, or --target auto for the shallowest network that is nearly as good as the best"
-            )
     filled["data_dir"] = str(Path(filled["data_dir"]).resolve())
     if isinstance(filled.get("weights"), str) and filled["weights"]:
         filled["weights"] = str(Path(filled["weights"]).resolve())

@@ -105,7 +105,7 @@ def expand_epochs(
         stage = Stage(network.prefix(position.depth), training, train)
         checkpoints.restore(stage)
     while (step := next_step(records, depths, config, first)) is not None:
-        settled = settle_target(records, depths[-1], config)
+        settled = settle_target(records, depths, config)
         if stage is None or position is None or (position.phase, position.depth) != (step.phase, step.depth):
             stage = _stage_for(step, network, training, train, stage, checkpoints)
             checkpoints.save(step.phase, Progress(), stage)

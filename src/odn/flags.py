@@ -22,8 +22,8 @@ class Flags:
 
     Attributes:
         backbone: network to right-size; see odn backbones.
-        target: validation score to reach, by default an accuracy, a fraction, e.g. 0.993; auto finds what the data
-            give.
+        target: validation score to reach, by default an accuracy, a fraction, e.g. 0.993; auto, the default for data of
+            your own, finds what they give.
         mode: grow depth by depth until the target is reached, or train all depths at once, for targets and devices to
             come; see odn specialize [default: expand].
         metric: what the target is a value of [default: accuracy, for other tasks their own].

@@ -137,7 +137,7 @@ def _figures(
     reached = None
     expand = settings.expand if settings else None
     if expand is not None:
-        expand = settle_goal(records, plan_depths(expand, full.depth)[-1], expand)
+        expand = settle_goal(records, plan_depths(expand, full.depth), expand)
     if settings and expand is not None and on_valid is not None:
         apart = [one for record in records for one in record.by_depth()]
         own = [record for record in apart if _trained(record, network.depth, mine["parameters"], spec)]

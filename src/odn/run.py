@@ -161,7 +161,7 @@ def compress_run(
     data = data or reload_data(config, path)
     check_request(network, config.compress, data.spec.input_shape)
     goal = settle_goal(
-        first_only(read_history)(path / "history.jsonl"), planned_depths(config, data.spec)[-1], config.expand
+        first_only(read_history)(path / "history.jsonl"), planned_depths(config, data.spec), config.expand
     )
     reuse_freed_memory()
     with held(path):

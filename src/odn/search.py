@@ -10,7 +10,7 @@ from odn.config import ExpandConfig
 from odn.errors import UsageError
 from odn.records import EpochRecord, Phase, StopReason
 from odn.starting import Start
-from odn.stopping import almost_reached, settle_target
+from odn.stopping import almost_reached, knee, passed_over, settle_target
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +42,8 @@ class Step:
     Attributes:
         phase: of training.
         depth: of the prefix.
-        source: for looking back, the deeper network from whose kept weights it starts.
+        source: for looking back, the network from whose kept weights it starts: a deeper one, or with an automatic
+            target first of all its own.
     """
 
     phase: Phase
@@ -89,10 +90,13 @@ def next_step(
     if not records:
         return Step(phase="expand", depth=first or depths[0])
     last = records[-1]
-    auto, config = not config.target_accuracy, settle_target(records, depths[-1], config)
     if last.stop is None:
         return Step(phase=last.phase, depth=last.depth)
-    holding = _holding(records, config, auto=auto)
+    settled = settle_target(records, depths, config)
+    holding = _holding(records, depths, config)
+    if holding and not settled.target_accuracy:  # anneal the depth at the knee as those will be that it is held against
+        return Step(phase="lookback", depth=min(holding), source=min(holding))
+    config = settled
     at_depth = [record for record in records if record.depth == last.depth]
     if not holding and last.phase == "expand" and almost_reached(at_depth, config):
         return Step(phase="cooldown", depth=last.depth)
@@ -100,20 +104,18 @@ def next_step(
         grown = depths.index(max(record.depth for record in records)) + 1
         return Step(phase="expand", depth=depths[min(2 * grown, len(depths)) - 1]) if grown < len(depths) else None
     deep = min(holding)
-    shallow = max((record.depth for record in records if record.depth < deep), default=0)
-    between = [depth for depth in depths if shallow < depth < deep]
+    between = passed_over(records, depths, deep)
     if not between or not config.lookback_epochs:
         return None
-    passed_over = between[-1] < first <= deep
-    return Step(phase="lookback", depth=between[-1 if passed_over else (len(between) - 1) // 2], source=deep)
+    skipped = between[-1] < first <= deep
+    return Step(phase="lookback", depth=between[-1 if skipped else (len(between) - 1) // 2], source=deep)
 
 
-def _holding(records: Sequence[EpochRecord], config: ExpandConfig, *, auto: bool) -> set[int]:
-    """Depths that hold the target: confirmed, or with an automatic target the accuracy it was derived from."""
+def _holding(records: Sequence[EpochRecord], depths: Sequence[int], config: ExpandConfig) -> set[int]:
+    """Depths that hold the target, each confirmed; of an automatic target the depth that it was derived from does."""
     reached = {record.depth for record in records if record.stop == StopReason.TARGET_REACHED}
-    if auto and config.target_accuracy:
-        reached |= {record.depth for record in records if record.valid_score >= config.target_accuracy}
-    return reached
+    derived = None if config.target_accuracy else knee(records, depths[-1], config)
+    return reached | ({derived} if derived is not None else set())
 
 
 def expand_result(records: Sequence[EpochRecord], depths: Sequence[int], config: ExpandConfig) -> ExpandResult:
@@ -127,8 +129,8 @@ def expand_result(records: Sequence[EpochRecord], depths: Sequence[int], config:
     Returns:
         The chosen depth and how it was found.
     """
-    settled = settle_target(records, depths[-1], config)
-    holding = _holding(records, settled, auto=not config.target_accuracy)
+    settled = settle_target(records, depths, config)
+    holding = _holding(records, depths, config)
     candidates = [record for record in records if record.depth == min(holding)] if holding else records
     # max() keeps the first of equals: the shallowest depth.
     best = max(candidates, key=lambda record: record.valid_score)

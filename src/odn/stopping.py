@@ -129,36 +129,74 @@ def cap_of(phase: Phase, config: ExpandConfig, steps_per_epoch: int, *, deepest:
     return config.cooldown_epochs if phase == "cooldown" else config.lookback_epochs
 
 
-def settle_target(records: Sequence[EpochRecord], deepest: int, config: ExpandConfig) -> ExpandConfig:
-    """Fill in an automatic target once growing has shown what the data give.
+def knee(records: Sequence[EpochRecord], deepest: int, config: ExpandConfig) -> int | None:
+    """Find the shallowest depth that is nearly as good as the best, once growing has shown what the data give.
 
     Growing is over when the last two depths each gained less than one standard error over the best before them, or
-    when nothing deeper is planned. The target is then the best accuracy seen less ``config.within``.
+    when nothing deeper is planned.
 
     Args:
         records: of the expansion, oldest first.
         deepest: depth of the plan.
-        config: the target; 0 stands for an automatic one.
+        config: how much is nearly.
 
     Returns:
-        The settings with the target filled in, or as they were where it is given or not yet known.
+        The depth; None while growing is not over.
     """
-    if config.target_accuracy:
-        return config
     growing = [record for record in records if record.phase == "expand"]
     best: EpochRecord | None = None
     idle = 0
     for _, group in groupby(growing, key=lambda record: record.depth):
         epochs = list(group)
         if epochs[-1].stop is None:
-            return config
+            return None
         top = max(epochs, key=lambda record: record.valid_score)
         if best is not None:
             idle = idle + 1 if top.valid_score - best.valid_score < best.valid_error else 0
         best = top if best is None else max(best, top, key=lambda record: record.valid_score)
     if best is None or (idle < 2 and growing[-1].depth < deepest):
+        return None
+    return min(record.depth for record in growing if record.valid_score >= best.valid_score - config.within)
+
+
+def settle_target(records: Sequence[EpochRecord], depths: Sequence[int], config: ExpandConfig) -> ExpandConfig:
+    """Fill in an automatic target once it is known.
+
+    It is the best score less ``config.within``, among depths that were all trained alike: where shallower ones are to
+    be annealed from the depth at the knee, that one is annealed first, because all gain by it.
+
+    Args:
+        records: of the expansion, oldest first.
+        depths: the plan, ascending.
+        config: the target; 0 stands for an automatic one.
+
+    Returns:
+        The settings with the target filled in, or as they were where it is given or not yet known.
+    """
+    if config.target_accuracy or (depth := knee(records, depths[-1], config)) is None:
         return config
-    return dataclasses.replace(config, target_accuracy=best.valid_score - config.within)
+    judged = [record for record in records if record.phase == "expand"]
+    if config.lookback_epochs and passed_over(judged, depths, depth):
+        judged = [record for record in records if (record.phase, record.depth) == ("lookback", depth)]
+        if not judged or judged[-1].stop is None:
+            return config
+    best = max(record.valid_score for record in judged)
+    return dataclasses.replace(config, target_accuracy=best - config.within)
+
+
+def passed_over(records: Sequence[EpochRecord], depths: Sequence[int], depth: int) -> list[int]:
+    """List the planned depths between one that holds the target and the deepest one before it that was tried.
+
+    Args:
+        records: of the expansion.
+        depths: the plan, ascending.
+        depth: that holds the target.
+
+    Returns:
+        Ascending depths.
+    """
+    shallow = max((record.depth for record in records if record.depth < depth), default=0)
+    return [between for between in depths if shallow < between < depth]
 
 
 def hopeless(records: Sequence[EpochRecord], config: ExpandConfig) -> bool:
