@@ -69,7 +69,7 @@ def test_every_depth_says_what_became_of_it():
     assert [(row.verdict, row.reason) for row in rows] == [
         ("refused", "0.8000 is below 0.9000"),
         ("chosen", ""),
-        ("dominated", "depth 2 is as good and costs less"),
+        ("dominated", "depth 2 is as good and nowhere dearer"),
         ("refused", "4,000 MACs are more than 3,500"),
     ]
 
@@ -154,3 +154,12 @@ def test_scores_below_zero_are_scores():
     assert chosen(choose(ladder, Constraints(max_parameters=100))) == 1
     assert chosen(choose(ladder, Constraints(within=0.3))) == 2
     assert chosen(choose(candidates(0.0, 0.3), Constraints(within=0.3))) == 1
+
+
+def test_where_a_deeper_network_is_faster_neither_dominates():
+    pair = zip(LADDER[:2], (2.0, 1.0), strict=True)
+    slow, fast = (dataclasses.replace(one, latency_ms=ms, valid_score=0.9) for one, ms in pair)
+    rows = choose([slow, fast], Constraints(max_latency_ms=1.5))
+    assert [(row.verdict, row.reason) for row in rows] == [("refused", "2 ms are more than 1.5"), ("chosen", "")]
+    rows = choose([slow, fast], Constraints(max_latency_ms=3.0))
+    assert [row.verdict for row in rows] == ["chosen", "front"]

@@ -206,3 +206,15 @@ def test_parts_do_not_replace_what_is_not_theirs(refused, tmp_path):
 )
 def test_wrong_requests(refused, flags, text):
     assert text in refused(*PROFILE[:-2], *flags, code=2)
+
+
+def test_a_longer_network_that_was_measured_as_faster_counts_as_equally_long():
+    noisy = dataclasses.replace(TABLE, whole_ms={"1": 3.0, "2": 2.0, "4": 9.0})
+    assert [noisy.predict_ms(depth) for depth in (1, 2, 4)] == pytest.approx([2.5, 2.5, 9.0])
+
+
+def test_a_table_whose_predictions_were_far_off_says_so():
+    exact = dataclasses.replace(TABLE, held_out_ms={"3": TABLE.predict_ms(3)})
+    assert exact.doubt() == ""
+    rough = dataclasses.replace(TABLE, held_out_ms={"3": 2 * TABLE.predict_ms(3)})
+    assert rough.doubt().startswith("its predictions were off by 50.0% in the mean, rank correlation 1.000; measure")

@@ -132,17 +132,19 @@ def choose(candidates: Sequence[Candidate], constraints: Constraints) -> list[Ju
         elif broken[candidate.depth]:
             rows.append(Judged(candidate=candidate, verdict="refused", reason="; ".join(broken[candidate.depth])))
         elif better is not None:
-            reason = f"depth {better.depth} is as good and costs less"
+            reason = f"depth {better.depth} is as good and nowhere dearer"
             rows.append(Judged(candidate=candidate, verdict="dominated", reason=reason))
         else:
-            reason = "deeper than the target needs" if goal is not None else f"{chosen.valid_score:.4f} is possible"
+            reason = "deeper than the target needs" if goal is not None else f"less accurate than depth {chosen.depth}"
             rows.append(Judged(candidate=candidate, verdict="front", reason=reason))
     return rows
 
 
 def _dominates(other: Candidate, candidate: Candidate) -> bool:
-    """Say whether another network is at least as good and costs less; a deeper one never costs less."""
-    return other.depth < candidate.depth and other.valid_score >= candidate.valid_score
+    """Say whether another network is at least as good, nowhere dearer, and somewhere cheaper or else shallower."""
+    theirs, mine = ([getattr(one, figure) or 0 for _, figure, _ in _COSTS] for one in (other, candidate))
+    pairs = [*zip(theirs, mine, strict=True), (-other.valid_score, -candidate.valid_score)]
+    return all(a <= b for a, b in pairs) and (theirs != mine or other.depth < candidate.depth)
 
 
 def _broken(candidate: Candidate, constraints: Constraints, goal: float | None) -> list[str]:

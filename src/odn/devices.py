@@ -6,6 +6,7 @@ where parts meet).
 """
 
 import json
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,13 +14,18 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+import numpy as np
+
 from odn.config.checks import require
 from odn.errors import OdnError, UsageError
 from odn.files import read_text, write_atomically
 from odn.spec import NetworkSpec
 from odn.tables import from_table, to_table
 
+_log = logging.getLogger("odn")
+
 SCHEMA = 1
+_MOST_OFF, _LEAST_ORDER = 0.1, 0.9  # of predictions on depths that were held out
 _NAMES = ("backbone", "width", "input_shape", "classes", "task")  # of the network that a table is of
 
 
@@ -94,17 +100,13 @@ class DeviceTable:
 
         Returns:
             Milliseconds: the sum of the parts, times what the nearest depths that were measured whole take per their
-            own sum, in between by linear interpolation along that sum.
+            own sum, in between by linear interpolation along that sum. More parts take longer, so where a longer sum
+            was measured as faster both were measured badly, and count as equally long.
         """
+        anchors = sorted((self.sum_ms(int(name)), value) for name, value in self.whole_ms.items())
+        sums = np.array([own for own, _ in anchors])
         own = self.sum_ms(depth)
-        known = sorted(
-            (self.sum_ms(int(name)), value / self.sum_ms(int(name))) for name, value in self.whole_ms.items()
-        )
-        below = [point for point in known if point[0] <= own]
-        above = [point for point in known if point[0] >= own]
-        (low, factor), (high, other) = below[-1] if below else above[0], above[0] if above else below[-1]
-        share = (own - low) / (high - low) if high > low else 0.0
-        return own * (factor + share * (other - factor))
+        return own * float(np.interp(own, sums, _rising([whole for _, whole in anchors]) / sums))
 
     def check(self) -> dict[str, float | None]:
         """Hold predictions against the depths that were measured for it.
@@ -116,6 +118,28 @@ class DeviceTable:
         measured = [(self.predict_ms(int(name)), value) for name, value in self.held_out_ms.items()]
         mape = fmean(abs(predicted - value) / value for predicted, value in measured) if measured else None
         return {"mape": mape, "spearman": _spearman(*zip(*measured, strict=True)) if len(measured) > 2 else None}
+
+    def doubt(self) -> str:
+        """Say why predictions should not be relied on.
+
+        Returns:
+            A reason and what helps; nothing where they were good.
+        """
+        found = self.check()
+        off, order = found["mape"] or 0.0, 1.0 if found["spearman"] is None else found["spearman"]
+        if off <= _MOST_OFF and order >= _LEAST_ORDER:
+            return ""
+        return (
+            f"its predictions were off by {off:.1%} in the mean, rank correlation {order:.3f}; measure again on a "
+            "machine that does nothing else, or with more --seconds"
+        )
+
+
+def _rising(values: Sequence[float]) -> Any:
+    """Return the nearest values that nowhere fall."""
+    from sklearn.isotonic import isotonic_regression
+
+    return isotonic_regression(np.asarray(values, float))
 
 
 def _spearman(left: Sequence[float], right: Sequence[float]) -> float:
@@ -167,6 +191,8 @@ def read_device_table(path: Path) -> DeviceTable:
     Raises:
         OdnError: when it is missing, damaged, or no such table.
     """
+    if not path.is_file():
+        raise OdnError(f"{path} is missing; make a device table with odn profile --latency --out {path}")
     try:
         content = json.loads(read_text(path))
     except (ValueError, RecursionError) as error:
@@ -175,7 +201,7 @@ def read_device_table(path: Path) -> DeviceTable:
 
 
 def check_device(table: DeviceTable, spec: NetworkSpec, blocks: int) -> None:
-    """Refuse a table of another network.
+    """Refuse a table of another network, and say when its predictions were far off.
 
     Args:
         table: of the device.
@@ -194,3 +220,5 @@ def check_device(table: DeviceTable, spec: NetworkSpec, blocks: int) -> None:
                 f"the device table was measured with {name} {found}, the run has {wanted}; measure one with: "
                 "odn profile RUN --latency"
             )
+    if rough := table.doubt():
+        _log.warning("the device table is rough: %s", rough)

@@ -58,4 +58,6 @@ def _summary(table: DeviceTable) -> str:
         text += f"; {len(table.held_out_ms)} depths that were held out: off by {checked['mape']:.1%} in the mean"
     if checked["spearman"] is not None:
         text += f", rank correlation {checked['spearman']:.3f}"
+    if table.doubt():
+        text += " (rough: measure again on a machine that does nothing else, or with more --seconds)"
     return text
