@@ -30,7 +30,6 @@ from PIL import Image
 
 import odn
 from benchmarks.common import ROOT, Cells, Row, parse, write_page
-from odn.calibration import read_routing
 from odn.checkpoint import Checkpoints
 from odn.devices import DeviceTable, check_device, read_device_table, write_device_table
 from odn.expansion import expand_epochs
@@ -40,6 +39,7 @@ from odn.images import decode, image_warnings
 from odn.predicting import predict_files
 from odn.pruning import prune, sizes_of
 from odn.records import read_history
+from odn.route_record import read_routing
 from odn.routing_page import render_routing
 from odn.runtimes import routed
 from odn.stage import Stage

@@ -20,11 +20,11 @@ import numpy as np
 import odn
 from benchmarks.common import ROOT, Cells, Row, parse, write_page
 from benchmarks.oneshot import FULL, QUICK, settings, subsets
-from odn.calibration import read_routing
 from odn.data import Data
 from odn.judging import write_inputs
 from odn.oneshot import KEPT
 from odn.recipe import RunConfig
+from odn.route_record import read_routing
 from odn.rundata import load_run_data
 from odn.runtimes import onnx, routed
 from odn.storage import load_partitioned

@@ -17,7 +17,7 @@ ROWS = [
     ["texts", "saved", "gates"],
     ["runtimes"],
     ["config", "predictions"],
-    ["manifest"],
+    ["manifest", "route_record"],
     ["records", "recipe", "batching", "guard", "webpage", "choosing"],
     ["defaults", "metrics"],
     ["losses"],

@@ -121,7 +121,7 @@ def test_int8_that_loses_too_much_gives_way_to_fp32(network, tmp_path, monkeypat
     export(network, tmp_path / "a", DATA.spec, config=config, train=DATA.train, valid=DATA.valid)
     int8, onnx = read_manifest(tmp_path / "a").exports
     assert not int8.kept
-    assert "of validation accuracy; allowed: -1 (--max-drop); fp32 is kept" in int8.reason
+    assert "of validation accuracy; allowed: -1 (odn export --max-drop); fp32 is kept" in int8.reason
     assert onnx.kept
     assert not (tmp_path / "a" / "model.int8.onnx").exists()
     assert (tmp_path / "a" / "model.onnx").is_file()

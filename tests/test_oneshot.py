@@ -22,6 +22,7 @@ from odn.errors import UsageError
 from odn.expansion import expand
 from odn.extraction import extract
 from odn.losses import soft_loss, task_loss
+from odn.metrics import Score
 from odn.network import PartitionedNetwork
 from odn.oneshot import AllDepthsLoss, train_all_depths, train_all_depths_epochs
 from odn.recipe import read_run_config
@@ -316,7 +317,7 @@ def test_specialising_makes_a_run_of_its_own(odn, refused, finished, tmp_path):
 def test_specialising_can_finetune_and_compress(odn, finished, tmp_path):
     pytest.importorskip("torch_pruning", reason="needs the extra prune")
     out = tmp_path / "small"
-    flags = ("--finetune-epochs", 1, "--compress", "width=0.5", "--out", out)
+    flags = ("--target", 0.3, "--finetune-epochs", 1, "--compress", "width=0.5", "--out", out)
     code, _, err = odn("specialize", finished, *flags)
     assert code == 0, err
     assert (out / "finetuned").is_dir()
@@ -324,6 +325,44 @@ def test_specialising_can_finetune_and_compress(odn, finished, tmp_path):
     history = [json.loads(line)["phase"] for line in (out / "history.jsonl").read_text().splitlines()]
     assert history.count("oneshot") == 6
     assert {"finetune", "compress"} <= set(history)
+
+
+@pytest.mark.parametrize("confidence", [0.0, 0.95])
+def test_a_target_that_is_lost_on_the_way_is_told(odn, finished, tmp_path, monkeypatch, confidence):
+    run = shutil.copytree(finished, tmp_path / "run")
+    config = read_run_config(run / "config.toml")
+    write_config(dataclasses.replace(config, expand=dataclasses.replace(config.expand, confidence=confidence)), run)
+    held = odn("specialize", run, "--target", 0.7, "--out", tmp_path / "held", "--json")
+    assert (held[0], json.loads(held[1])["reached"]) == (0, True)
+    value = 0.72 if confidence else 0.69  # of 48 samples the lower bound of 0.72 is below 0.7
+    monkeypatch.setattr("odn.specializing.evaluate", lambda *_: score(value))
+    code, text, err = odn("specialize", run, "--target", 0.7, "--out", tmp_path / "lost", "--json")
+    assert (code, json.loads(text)["reached"], json.loads(text)["target"]) == (3, False, 0.7)
+    assert f"odn: the target 0.7000 is not held: {value:.4f}" in err
+
+
+def score(value):
+    known = {"metric": "accuracy", "error": 0.1, "count": 48, "accuracy": value, "per_class": (), "support": ()}
+    return Score(value=value, **known)
+
+
+def test_a_file_that_is_not_kept_is_told(odn, finished, tmp_path, monkeypatch):
+    pytest.importorskip("onnxruntime", reason="needs the extra onnx")
+    monkeypatch.setattr("odn.exporting.MAX_DIFFERENCE", -1.0)
+    code, _, err = odn("specialize", finished, "--to", "onnx", "--out", tmp_path / "small")
+    assert code == 1
+    assert "odn: onnx: not kept: its logits differ from PyTorch's by" in err
+
+
+def test_a_depth_can_be_asked_for(odn, refused, finished, tmp_path):
+    code, text, err = odn("specialize", finished, "--depth", 7, "--out", tmp_path / "small", "--json")
+    assert code == 0, err
+    rows = json.loads(text)["depths"]
+    assert [row["verdict"] for row in rows] == ["refused"] * 6 + ["chosen"] + ["refused"] * 2
+    assert rows[0]["why"] == "depth 7 was asked for"
+    assert "--depth 12 binds: with the rest as it is, depth 1, 2, 3, 4, 5, 6, 7, 8, 9 is possible" in refused(
+        "specialize", finished, "--depth", 12, code=1
+    )
 
 
 def test_specialising_an_expansion_chooses_among_the_depths_it_tried(odn, arguments, tmp_path):
@@ -372,9 +411,14 @@ def test_a_device_table_decides_the_depth_and_the_file(odn, refused, finished, t
         (("--within", 2), 2, "--within is 2.0; allowed: 0 to below 1"),
         (("--within", -0.1), 2, "--within is -0.1; allowed: 0 to below 1"),
         (("--max-macs", -5), 2, "--max-macs is -5; allowed: above 0"),
+        (("--max-latency-ms", "inf"), 2, "--max-latency-ms is inf; allowed: above 0"),
         (("--max-parameters", 0), 2, "--max-parameters is 0; allowed: above 0"),
         (("--max-latency-ms", 1), 2, "--max-latency-ms needs --device TABLE.json; measure one with: odn profile RUN"),
-        (("--device", "nowhere.json"), 1, "nowhere.json"),
+        (
+            ("--device", "nowhere.json"),
+            1,
+            "nowhere.json is missing; make a device table with odn profile --latency --out",
+        ),
         (("--to", "tflite"), 2, "unknown runtime 'tflite'"),
     ],
 )

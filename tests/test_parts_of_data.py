@@ -21,10 +21,10 @@ from odn.split_names import split_of
 
 
 def folder(root, classes=("a", "b"), count=12):
-    images, _ = stripes(count)
     for name in classes:
         (root / name).mkdir(parents=True)
-        for index, image in enumerate(images):
+        draw = np.random.default_rng([*str(root / name).encode()])  # no image is in two places
+        for index, image in enumerate(draw.integers(0, 256, (count, 8, 8), dtype=np.uint8)):
             Image.fromarray(image).save(root / name / f"{index}.png")
     return root
 
@@ -164,3 +164,16 @@ def test_questions_of_trec_are_read_whole_and_what_is_cut_is_counted(tmp_path, d
     whole = load_data(str(path), config=DataConfig(max_tokens=128))
     assert (whole.spec.train_truncated, whole.spec.valid_truncated) == (0, 0)
     assert whole.spec.train_count == spec.train_count
+
+
+def test_samples_that_are_judged_on_and_trained_on_are_counted(tmp_path, caplog):
+    x = np.random.default_rng(0).integers(0, 256, (230, 8, 8), dtype=np.uint8)
+    y = np.arange(230) % 2
+    known = {"x_train": x[:100], "y_train": y[:100]}
+    parts = {"x_valid": x[97:200], "y_valid": y[97:200], "x_test": x[99:230], "y_test": y[99:230]}
+    np.savez(tmp_path / "own.npz", **known, **parts)
+    data = load_data(str(tmp_path / "own.npz"))
+    assert caplog.messages == ["3 of 103 validation samples are in the training split too, and will look easy"]
+    caplog.clear()
+    assert len(data.test) == 131
+    assert not caplog.messages  # one of a hundred is what real data have

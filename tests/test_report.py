@@ -108,7 +108,7 @@ def page(records_, **changes) -> str:
             "epochs_by_depth": {"1": 2, "2": 2}, "finetune_epochs": 0,
             "compress_epochs": 0,
         },
-        "compression": None, "start": None, "routing": None,
+        "compression": None, "start": None, "routing": None, "truncated": None,
         "refused": [],
     }  # fmt: skip
     return render_page({**figures, **changes}, records_, [100, 200, 300])

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from conftest import stripes, tiny_data
-from odn.calibration import _temperature, calibrate, read_routing, write_routing
+from odn.calibration import _temperature, calibrate
 from odn.cli import main
 from odn.data import shared_samples
 from odn.data.splits import FileSplit
@@ -22,7 +22,9 @@ from odn.errors import OdnError, UsageError
 from odn.gates import POLICIES, Costs, Exit, Route, confidence, depths_left, follow, probabilities
 from odn.manifest import read_manifest
 from odn.network import PartitionedNetwork
+from odn.route_record import read_routing, write_routing
 from odn.routing import RoutedNetwork, costs_of, logits_of, route
+from odn.routing_page import routing_sentences
 from odn.routing_report import routing_of
 from odn.texts import TextPreprocessing
 from test_devices import TABLE
@@ -189,8 +191,16 @@ def test_too_few_samples_and_contradicting_goals_are_refused():
     with pytest.raises(UsageError, match="thresholds on 199 samples; allowed: 200 or more"):
         calibrate(logits, labels, COSTS, max_drop=0.01)
     for goals in ({}, {"max_drop": 0.1, "mean_cost": 1.0}):
-        with pytest.raises(UsageError, match="give either --max-drop or --mean-macs"):
+        with pytest.raises(UsageError, match=r"give either a drop \(max_drop\) or a mean cost \(mean_cost\)"):
             calibrate(*sample(), COSTS, **goals)
+    for goal, text in (
+        ({"max_drop": -0.1}, "the drop is -0.1; allowed: 0 to below 1"),
+        ({"max_drop": float("nan")}, "the drop is nan; allowed: 0 to below 1"),
+        ({"mean_cost": float("nan")}, "the mean cost is nan; allowed: above 0"),
+        ({"mean_cost": float("inf")}, "the mean cost is inf; allowed: above 0"),
+    ):
+        with pytest.raises(UsageError, match=text):
+            calibrate(*sample(), COSTS, **goal)
 
 
 def whole(seed: int = 0) -> PartitionedNetwork:
@@ -291,9 +301,8 @@ def test_copies_of_trained_files_are_found_under_any_name(tmp_path):
 def test_a_mean_cost_below_the_cheapest_route_is_refused():
     data = tiny_data(valid=300)
     least = costs_of(whole(), (1, 8, 8)).of([1])[1]
-    with pytest.raises(
-        OdnError, match=re.escape(f"no route takes {0.5 * least:,.4g} in the mean: the cheapest that was found")
-    ):
+    text = f"no route takes {0.5 * least / 1e6:,.2f} M MACs in the mean: the cheapest that was found"
+    with pytest.raises(OdnError, match=re.escape(text)):
         route(whole(), data.valid, mean_cost=0.5 * least)
     found = route(whole(), data.valid, mean_cost=1.5 * least)
     assert found.found.mean_cost <= 1.05 * 1.5 * least
@@ -376,14 +385,16 @@ def test_routing_is_written_and_predicts_without_torch(odn, finished, tmp_path):
     rows = [json.loads(line) for line in out.splitlines()] if out.lstrip().startswith("{") else json.loads(out)
     right = np.mean([row["label"] == str(label) for row, label in zip(rows, labels, strict=True)])
     assert right >= routing.accuracy - 0.15
+    assert {row["depth"] for row in rows} <= {exit_.depth for exit_ in routing.exits} | {9}
 
 
 def test_the_report_tells_who_leaves_where(odn, finished):
-    code, _, err = odn("report", finished)
+    code, out, err = odn("report", finished)
     assert code in (0, 3), err
     report = json.loads((finished / "report.json").read_text())
     test = report["routing"]["test"]
     assert sum(row["share"] for row in test["exits"]) == pytest.approx(1)
+    assert sum(row["count"] for row in test["exits"]) == 200
     shares = {row["depth"]: row["share"] for row in test["exits"]}
     costs = dict(zip(shares, report["routing"]["costs"], strict=True))
     assert test["mean_cost"] == pytest.approx(sum(shares[depth] * costs[depth] for depth in shares))
@@ -392,6 +403,43 @@ def test_the_report_tells_who_leaves_where(odn, finished):
     page = (finished / "report.html").read_text()
     assert "<h2>Dynamic depth</h2>" in page
     assert page.count("data:image/png;base64,") >= 8
+    assert page.count("<figcaption>") == page.count("data:image/png;base64,")
+    assert "Easy inputs leave early" in " ".join(out.split())
+    full = report["networks"][0]
+    assert full["test_accuracy"] == pytest.approx(test["by_depth"]["9"])
+    assert full["valid_accuracy"] == pytest.approx(report["curve"][8]["valid_score"], abs=0.01)
+
+
+def test_where_no_exit_saves_anything_nothing_is_written(refused, finished, tmp_path, monkeypatch):
+    run = shutil.copytree(finished, tmp_path / "run")
+    before = (run / "artifact" / "manifest.json").read_text()
+    monkeypatch.setattr("odn.calibration._fit", lambda policy, *_, **__: Route(policy=policy, exits=(), last=9))
+    text = refused("route", run, "--max-drop", 0.01, code=1)
+    assert "no exit saves anything within a drop of 0.01 on the 135 validation samples that check it; nothing" in text
+    assert f"odn specialize {run} --depth " in text
+    assert (run / "artifact" / "manifest.json").read_text() == before
+
+
+ROUTING = {
+    "policy": "margin", "samples": 100, "unit": "macs", "accuracy": 0.9, "mean_cost": 2e6, "full_accuracy": 0.91,
+    "full_cost": 9e6, "static_depth": 3, "static_accuracy": 0.92, "static_cost": 3e6, "worthwhile": True, "test": None,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        ({}, "costs more, and is 0.0200 more accurate: depth 3 alone is right on 0.9200 for 3.00 M MACs."),
+        ({"static_accuracy": 0.9}, "costs more, and is no more accurate: depth 3"),
+        ({"static_cost": 2e6, "worthwhile": False}, "costs no more, and is the better choice: depth 3"),
+        (
+            {"static_cost": 1e6, "static_accuracy": 0.8},
+            "No static network is as accurate for less; the nearest: depth 3",
+        ),
+    ],
+)
+def test_the_static_rival_is_told_as_it_is(change, text):
+    assert text in routing_sentences({**ROUTING, **change})
 
 
 def test_a_new_route_replaces_the_old_one(odn, finished, tmp_path):
@@ -424,8 +472,14 @@ def swapped(artifact):
     [
         (lambda artifact: (artifact / "routed" / "stage_1.onnx").unlink(), "is missing; route the network again"),
         (swapped, "was changed or swapped; route the network again"),
-        (lambda artifact: (artifact / "routed.json").write_text("{}"), "routed.json was changed since"),
-        (lambda artifact: (artifact / "routed.json").unlink(), "routed.json"),
+        (
+            lambda artifact: (artifact / "routed.json").write_text("{}"),
+            "routed.json was changed since it was exported; route the network again with: odn route RUN",
+        ),
+        (
+            lambda artifact: (artifact / "routed.json").unlink(),
+            "routed.json is missing; route the network again with: odn route RUN",
+        ),
     ],
 )
 def test_stages_that_are_missing_or_swapped(refused, finished, tmp_path, damage, text):
@@ -458,6 +512,8 @@ def test_a_damaged_routing_file_is_told(refused, finished, tmp_path):
     [
         (("--max-drop", 0.1, "--mean-macs", 5), "--max-drop and --mean-macs exclude each other"),
         (("--max-drop", 1), "--max-drop is 1.0; allowed: 0 to below 1"),
+        (("--max-drop", "nan"), "--max-drop is nan; allowed: 0 to below 1"),
+        (("--mean-ms", "inf"), "--mean-ms is inf; allowed: above 0"),
         (("--mean-macs", -1), "--mean-macs is -1; allowed: above 0"),
         (("--mean-macs", 0), "--mean-macs is 0; allowed: above 0"),
         (("--mean-ms", 1), "--mean-ms goes with --device TABLE.json"),

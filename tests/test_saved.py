@@ -60,6 +60,37 @@ def test_images_are_those_that_were_saved(tmp_path, parquet, settings):
         assert [known[image.numpy().tobytes()] for image in batch] == classes.tolist()
 
 
+@pytest.mark.parametrize("kind", ["Sequence", "List", "old"])
+def test_several_labels_and_numbers_are_read(tmp_path, kind):
+    names = {"_type": "ClassLabel", "names": ["sea ", "land", "air"]}
+    feature = [names] if kind == "old" else {"_type": kind, "feature": names}
+    labels = [[0], [1, 2], [], [0, 1, 2]] * 10
+    path = save(tmp_path / "several", {"text": [f"text {i}" for i in range(40)], "label": labels}, {"label": feature})
+    data = load_data(str(path), config=DataConfig(task="multilabel"))
+    assert (data.spec.task, data.spec.classes) == ("multilabel", ("sea", "land", "air"))
+    assert data.train.labels.sum() + data.valid.labels.sum() + data.test.labels.sum() == 60
+    with pytest.raises(OdnError, match=r"row 0: the label is \['sea'\]; allowed: a name or a whole number"):
+        load_data(str(path))
+    numbers = {"text": [f"text {i}" for i in range(40)], "label": [i / 7 for i in range(40)]}
+    path = save(tmp_path / "numbers", numbers, {"label": {"_type": "Value", "dtype": "float64"}})
+    assert load_data(str(path), config=DataConfig(task="regression")).spec.classes == ("y",)
+    path = save(tmp_path / "nothing", {**numbers, "label": [None] * 40}, {"label": None})
+    with pytest.raises(OdnError, match="row 0: the label is None; allowed"):
+        load_data(str(path))
+
+
+def test_splits_of_other_names_are_named_and_images_with_texts_are_refused(tmp_path, caplog):
+    columns = {"text": [f"text {i}" for i in range(30)], "label": ["a", "b", "c"] * 10}
+    for name in ("train", "unsupervised"):
+        save(tmp_path / "set" / name, columns)
+    (tmp_path / "set" / "dataset_dict.json").write_text('{"splits": ["train", "unsupervised"]}')
+    load_data(str(tmp_path / "set"))
+    assert f"{tmp_path / 'set'}: left out unsupervised, which are named for no split" in caplog.messages
+    both = save(tmp_path / "both", {**columns, "picture": [b""] * 30}, {"picture": {"_type": "Image"}})
+    with pytest.raises(OdnError, match="has images and texts; leave one out with remove_columns"):
+        load_data(str(both))
+
+
 def test_texts_in_splits_are_read(tmp_path):
     columns = {"text": [f"text {i}" for i in range(30)], "label": ["a", "b", "c"] * 10}
     for name in ("train", "validation", "test"):

@@ -407,6 +407,12 @@ def test_whole_runs_of_other_tasks_end_in_files_that_say_the_same(task, tmp_path
         assert np.mean([(mask > 0) == (data["y"][i] > 0) for i, mask in enumerate(masks)]) > 0.8
         code, _, err = odn("predict", run / "artifact", files[0], "--masks", tmp_path / "masks")
         assert (code, "exists already; choose an empty folder" in err) == (1, True)
+        for name in "ab":  # images of one name in two folders
+            (tmp_path / "more" / name).mkdir(parents=True)
+            Image.fromarray(data["x"][0]).save(tmp_path / "more" / name / "0.png")
+        assert odn("predict", run / "artifact", tmp_path / "more", "--masks", tmp_path / "apart")[0] == 0
+        found = sorted(path.relative_to(tmp_path / "apart").as_posix() for path in (tmp_path / "apart").rglob("*.png"))
+        assert found == ["a/0.png", "b/0.png"]
     table = list(csv.reader(odn("predict", run / "artifact", *files, "--csv")[1].splitlines()))
     assert [row[1] for row in table[1:]] == [line["label"] for line in said]
 

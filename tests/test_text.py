@@ -284,6 +284,17 @@ def test_predict_reads_texts_from_flags_files_and_stdin(run, odn, tmp_path, monk
     assert f"odn: {tmp_path}/a.txt:3 is not UTF-8; save the file as UTF-8" in err
 
 
+def test_texts_of_which_only_the_beginning_is_read_are_told(run, odn):
+    tokens = json.loads((run / "artifact" / "manifest.json").read_text())["preprocessing"]["tokens"]
+    code, out, err = odn("predict", run / "artifact", "--text", "a plum", "--text", "the plum " * tokens, "--json")
+    assert code == 0
+    assert [row.get("truncated") for row in map(json.loads, out.splitlines())] == [None, True]
+    assert err.splitlines()[-1] == f"odn: 1 of the texts are longer than the {tokens} tokens that are read"
+    told = json.loads((run / "report.json").read_text())["truncated"]
+    known = json.loads((run / "data.json").read_text())
+    assert told == {"train": known["train_truncated"], "valid": known["valid_truncated"]}
+
+
 def test_predicting_with_onnx_does_not_import_torch(run):
     code = "import contextlib, sys\nfrom odn.cli import main\n"
     code += f"with contextlib.suppress(SystemExit): main(['predict', {str(run / 'artifact')!r}, '--text', 'a plum'])\n"

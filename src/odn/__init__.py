@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from odn.network import partition as partition
     from odn.oneshot import train_all_depths as train_all_depths
     from odn.reporting import report as report
+    from odn.routing import RoutedNetwork as RoutedNetwork
+    from odn.routing import route as route
     from odn.specializing import specialize as specialize
     from odn.stopping import decide as decide
 
@@ -49,6 +51,7 @@ _HOME = {
     "OdnError": "errors",
     "OneShotConfig": "config",
     "PartitionedNetwork": "network",
+    "RoutedNetwork": "routing",
     "TrainConfig": "config",
     "UsageError": "errors",
     "compress": "compression",
@@ -61,6 +64,7 @@ _HOME = {
     "load_data": "data",
     "partition": "network",
     "report": "reporting",
+    "route": "routing",
     "specialize": "specializing",
     "train_all_depths": "oneshot",
 }

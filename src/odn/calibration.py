@@ -3,21 +3,17 @@
 Shapes: D depths, N samples, K classes.
 """
 
-import json
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
 from odn.errors import OdnError, UsageError
-from odn.files import read_text, write_atomically
 from odn.gates import POLICIES, Costs, Exit, Floats, Labels, Policy, Route, confidence, depths_left, probabilities
-from odn.tables import from_table, to_table
+from odn.route_record import in_words
 
 _log = logging.getLogger("odn")
-ROUTING_FILE = "routing.json"
 FEWEST_SAMPLES = 200
 _GRID = 17  # thresholds that are tried at a head
 _MARGINS = (1.0, 0.75, 0.5, 0.25, 0.0)  # of the allowed drop, until the other half of the data confirms it
@@ -45,89 +41,6 @@ class Calibrated:
     mean_cost: float
     full_cost: float
     samples: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class Routing:
-    """What ``RUN/routing.json`` says: the route and what calibration found, on the half of the data that checked it.
-
-    Attributes:
-        policy: of the route.
-        exits: depth, temperature and threshold of each.
-        last: depth at which the rest ends.
-        samples: that checked it.
-        accuracy: of the route.
-        full_accuracy: of the deepest head.
-        mean_cost: of an input on the route.
-        full_cost: of the deepest head.
-        static_depth: the depth to compare with, see ``odn.routing.Routed``.
-        static_accuracy: of it.
-        static_cost: of it.
-        costs: of an input that leaves at each exit, and at the end.
-        unit: of the costs: ``macs`` or ``ms``.
-        worthwhile: whether the route is better than that static network.
-        seconds: that calibrating and writing took.
-    """
-
-    policy: str
-    exits: tuple[Exit, ...]
-    last: int
-    samples: int
-    accuracy: float
-    full_accuracy: float
-    mean_cost: float
-    full_cost: float
-    static_depth: int
-    static_accuracy: float
-    static_cost: float
-    costs: tuple[float, ...]
-    unit: str
-    worthwhile: bool
-    seconds: float
-
-
-def in_words(cost: float, unit: str) -> str:
-    """Say what an input takes.
-
-    Args:
-        cost: as in ``Routing``.
-        unit: of it: ``macs`` or ``ms``.
-
-    Returns:
-        A number and its unit.
-    """
-    return f"{cost:,.4g} ms" if unit == "ms" else f"{cost / 1e6:,.2f} M MACs"
-
-
-def write_routing(routing: Routing, run: Path) -> None:
-    """Write what calibration found to a run directory.
-
-    Args:
-        routing: what to write.
-        run: the run directory.
-    """
-    write_atomically(run / ROUTING_FILE, json.dumps(to_table(routing), indent=2) + "\n")
-
-
-def read_routing(run: Path) -> Routing | None:
-    """Read what calibration found.
-
-    Args:
-        run: the run directory.
-
-    Returns:
-        That, or None where nothing was routed.
-
-    Raises:
-        OdnError: when the file is damaged.
-    """
-    path = run / ROUTING_FILE
-    if not path.is_file():
-        return None
-    try:
-        return from_table(Routing, json.loads(read_text(path)))
-    except (ValueError, RecursionError, TypeError, AttributeError, UsageError) as error:
-        raise OdnError(f"{path} is damaged ({error}); route the network again with: odn route {run}") from error
 
 
 def calibrate(
@@ -160,7 +73,11 @@ def calibrate(
         OdnError: when no route is as cheap as that.
     """
     if (max_drop is None) == (mean_cost is None):
-        raise UsageError("give either --max-drop or --mean-macs")
+        raise UsageError("give either a drop (max_drop) or a mean cost (mean_cost)")
+    if max_drop is not None and not 0 <= max_drop < 1:
+        raise UsageError(f"the drop is {max_drop}; allowed: 0 to below 1, e.g. 0.002")
+    if mean_cost is not None and not 0 < mean_cost < np.inf:
+        raise UsageError(f"the mean cost is {mean_cost}; allowed: above 0")
     if len(labels) < FEWEST_SAMPLES:
         raise UsageError(
             f"thresholds on {len(labels)} samples; allowed: {FEWEST_SAMPLES} or more: use a larger validation split "
@@ -168,10 +85,11 @@ def calibrate(
         )
     if max_drop and max_drop * (len(labels) // 2) < 1:
         _log.warning(
-            "a drop of %g is less than one of the %d samples that a route is checked on; more validation data would "
-            "say more",
+            "a drop of %g is less than one of the %d samples that a route is checked on (%.4f), so none may be lost; "
+            "more validation data would allow more",
             max_drop,
             len(labels) // 2,
+            2 / len(labels),
         )
     depths = sorted(logits)
     halves = [{depth: logits[depth][start::2] for depth in depths} for start in (0, 1)]
@@ -193,8 +111,8 @@ def calibrate(
         if not allowed:
             least, alone = min(one.mean_cost for one in found), costs.of(depths[:1])[depths[0]]
             raise OdnError(
-                f"no route takes {mean_cost:,.4g} in the mean: the cheapest that was found takes {least:,.4g}, the "
-                f"shallowest depth alone {alone:,.4g}"
+                f"no route takes {in_words(mean_cost, costs.unit)} in the mean: the cheapest that was found takes "
+                f"{in_words(least, costs.unit)}, the shallowest depth alone {in_words(alone, costs.unit)}"
             )
         return max(allowed, key=lambda one: one.accuracy)
     found.append(check.judge(Route(policy=policy or POLICIES[0], exits=(), last=depths[-1])))

@@ -89,7 +89,8 @@ def timeline(records: Sequence[EpochRecord], target: float | None) -> str:
         )
     _target_line(axis, target, label_at="left")
     lowest = sorted(record.valid_score for record in records)[len(records) // 10]
-    axis.set_ylim(bottom=max(0.0, lowest - 0.02))
+    axis.set_ylim(bottom=max(0.0, lowest - 0.02), top=min(axis.get_ylim()[1], 1.005))
+    axis.set_xlim(0.5, len(records) + 0.5)
     axis.set_xlabel("epoch")
     return _svg(figure)
 

@@ -1,5 +1,6 @@
 """Which depth of one training fits a target and a device: a pure choice among rows of figures. No torch here."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -47,6 +48,7 @@ class Constraints:
     Attributes:
         target: validation score to hold.
         within: how far below the best score of all depths it may stay.
+        depth: that very one.
         max_parameters: most weights.
         max_macs: most multiply-accumulates of one input.
         max_bytes: most bytes of its weights on disk.
@@ -55,6 +57,7 @@ class Constraints:
 
     target: float | None = None
     within: float | None = None
+    depth: int | None = None
     max_parameters: int | None = None
     max_macs: int | None = None
     max_bytes: int | None = None
@@ -68,12 +71,16 @@ class Constraints:
             require(self.target is None, "--target and --within exclude each other; give one of them")
         for name, _, _ in _COSTS:
             value = getattr(self, name)
-            require(value is None or value > 0, f"{_flag(name)} is {value}; allowed: above 0")
+            require(value is None or 0 < value < math.inf, f"{_flag(name)} is {value}; allowed: above 0")
 
     @property
     def given(self) -> list[str]:
         """Names of those that bind."""
-        return [name for name in ("target", "within", *(cost[0] for cost in _COSTS)) if getattr(self, name) is not None]
+        return [
+            name
+            for name in ("target", "within", "depth", *(cost[0] for cost in _COSTS))
+            if getattr(self, name) is not None
+        ]
 
     def goal(self, best: float) -> float | None:
         """Return the validation score to hold, or None where any will do.
@@ -157,6 +164,8 @@ def _broken(candidate: Candidate, constraints: Constraints, goal: float | None) 
             else f", the lower bound of {candidate.valid_score:.4f},"
         )
         reasons.append(f"{candidate.held_score:.4f}{bound} is below {goal:.4f}")
+    if constraints.depth not in (None, candidate.depth):
+        reasons.append(f"depth {constraints.depth} was asked for")
     for name, figure, words in _COSTS:
         bound, value = getattr(constraints, name), getattr(candidate, figure)
         if bound is not None and value > bound:
@@ -192,6 +201,8 @@ def _nearest(name: str, candidates: Sequence[Candidate]) -> str:
         nearest = max(candidates, key=lambda candidate: candidate.held_score)
         score = "validation score" if nearest.held_score == nearest.valid_score else "lower bound"
         return f"a {score} of {nearest.held_score:.4f} at depth {nearest.depth}"
+    if name == "depth":
+        return f"depth {', '.join(str(candidate.depth) for candidate in candidates)}"
     _, figure, words = next(cost for cost in _COSTS if cost[0] == name)
     nearest = min(candidates, key=lambda candidate: getattr(candidate, figure))
     return f"{words.format(getattr(nearest, figure))} at depth {nearest.depth}"

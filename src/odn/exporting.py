@@ -225,7 +225,9 @@ def _export_one(
     if runtime.exact is None and not difference <= MAX_DIFFERENCE:
         reason = f"its logits differ from PyTorch's by {difference:.2g}; allowed: {MAX_DIFFERENCE:g}"
     elif runtime.exact is not None and not drop <= max_drop:
-        reason = f"it costs {drop:.4f} of validation {metric}; allowed: {max_drop:g} (--max-drop); fp32 is kept"
+        reason = (
+            f"it costs {drop:.4f} of validation {metric}; allowed: {max_drop:g} (odn export --max-drop); fp32 is kept"
+        )
     return Exported(
         runtime=runtime.name,
         kept=not reason,

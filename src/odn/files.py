@@ -141,11 +141,12 @@ def remove(path: Path) -> None:
         raise OdnError(f"cannot remove {path}: {error.strerror}; remove it by hand") from error
 
 
-def read_bytes(path: Path) -> bytes:
+def read_bytes(path: Path, mend: str = "copy or export the artifact again") -> bytes:
     """Read a file of an artifact.
 
     Args:
         path: the file.
+        mend: what helps when it is missing.
 
     Returns:
         Its bytes.
@@ -157,16 +158,17 @@ def read_bytes(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except FileNotFoundError as error:
-        raise OdnError(f"{path} is missing; copy or export the artifact again") from error
+        raise OdnError(f"{path} is missing; {mend}") from error
     except OSError as error:
         raise OdnError(f"cannot read {path}: {error.strerror}") from error
 
 
-def read_text(path: Path) -> str:
+def read_text(path: Path, mend: str = "copy or export the artifact again") -> str:
     """Read a small text file of an artifact.
 
     Args:
         path: the file.
+        mend: what helps when it is missing or no text.
 
     Returns:
         Its text.
@@ -177,9 +179,9 @@ def read_text(path: Path) -> str:
     if path.is_file() and path.stat().st_size > _MAX_JSON_BYTES:
         raise OdnError(f"{path} has {path.stat().st_size:,} bytes; allowed: up to {_MAX_JSON_BYTES:,}")
     try:
-        return read_bytes(path).decode()
+        return read_bytes(path, mend).decode()
     except UnicodeDecodeError as error:
-        raise OdnError(f"{path} is not UTF-8 text; copy or export the artifact again") from error
+        raise OdnError(f"{path} is not UTF-8 text; {mend}") from error
 
 
 def files_below(folder: Path) -> Iterator[Path]:

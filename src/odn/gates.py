@@ -208,12 +208,14 @@ class Costs:
         heads: of each depth's head.
         call: of running on behind an exit, besides what is computed there.
         gate: of deciding at an exit whether an input leaves.
+        unit: of all of them.
     """
 
     trunk: tuple[float, ...]
     heads: tuple[float, ...]
     call: float = 0.0
     gate: float = 0.0
+    unit: Literal["macs", "ms"] = "macs"
 
     def of(self, depths: Sequence[int]) -> dict[int, float]:
         """Add up what an input takes that leaves at each exit.

@@ -195,9 +195,11 @@ def check_files(directory: Path, manifest: Manifest, runtime: str) -> None:
     Raises:
         OdnError: when one is missing or was changed.
     """
+    again = "copy or export the artifact again"
+    mend = "route the network again with: odn route RUN" if runtime == "routed" else again
     for name in (*files_of(runtime), *manifest.shared_files):
-        if sha256(read_bytes(directory / name)) != manifest.files[name]:
-            raise OdnError(f"{directory / name} was changed since it was exported; copy or export the artifact again")
+        if sha256(read_bytes(directory / name, mend)) != manifest.files[name]:
+            raise OdnError(f"{directory / name} was changed since it was exported; {mend}")
 
 
 def read_tokenizer(directory: Path, manifest: Manifest) -> Tokenizer:

@@ -78,7 +78,7 @@ def render_page(
             + depth_chart(records, macs_by_depth, figures["target_accuracy"], figures["depth"])
             + f'<p class="note">Best validation score ({escape(metric)}) of the averaged weights at each depth tried, '
             "before fine-tuning, with its 95 % interval; the bars are the MACs of one input.</p>"
-            "<h2>Growth</h2>"
+            f"<h2>{'Training' if any(record.scores for record in records) else 'Growth'}</h2>"
             + timeline(records, figures["target_accuracy"])
             + f'<p class="note">Validation score ({escape(metric)}) of the averaged weights after every epoch; where '
             "all depths are trained at once thin lines are the depths and the thick one their mean.</p>"
@@ -89,7 +89,7 @@ def render_page(
         verdict=_verdict(figures),
         data=escape(
             f"{dataset['classes']} classes, {inputs}; {dataset['train']:,} for training, "
-            f"{dataset['valid']:,} for validation, test: {test}. Seed {figures['seed']}.{_cut(dataset['truncated'])}"
+            f"{dataset['valid']:,} for validation, test: {test}. Seed {figures['seed']}.{_cut(figures['truncated'])}"
         ),
         headings="".join(f"<th>{escape(heading)}</th>" for heading in HEADINGS),
         rows="".join(

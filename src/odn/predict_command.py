@@ -117,6 +117,7 @@ def _writer(style: Literal["text", "json", "csv"]) -> "Callable[[str, Prediction
         def write(path: str, said: "Prediction") -> None:
             row: dict[str, Any] = {"path": path, "label": said.label, "probability": said.probability}
             row |= {"values": dict(said.values)} if said.values else {}
+            row |= {"depth": said.depth} if said.depth is not None else {}
             row |= {"truncated": True} if said.truncated else {}
             sys.stdout.write(json_module.dumps(row) + "\n")
 

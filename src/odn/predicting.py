@@ -4,11 +4,11 @@ import collections
 import itertools
 import os
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 
@@ -17,8 +17,8 @@ from odn.files import files_below
 from odn.images import BadImage, Pixels, Preprocessing, decode, image_warnings
 from odn.manifest import Manifest, read_manifest, read_tokenizer
 from odn.predictions import Prediction
-from odn.runtimes import Session
-from odn.sessions import choose_runtime, open_session
+from odn.runtimes import Logits, Session
+from odn.sessions import choose_runtime, open_chain, open_session
 from odn.texts import Tokenizer, pack
 
 _BATCH = 64
@@ -26,6 +26,7 @@ _BATCH = 64
 _SMALL_SECONDS = 2e-4
 _MAX_LINE_BYTES = 16 * 1024**2
 _Decoded = tuple[Sequence[Path], list[Pixels | BadImage]]
+_Answer = Callable[[Pixels], tuple[Logits, Any]]  # with the depths at which inputs left, if any did early
 
 
 def cpu_count() -> int:
@@ -59,12 +60,15 @@ def predict_files(
     manifest = read_manifest(directory)
     if manifest.texts:
         raise UsageError(f"{directory} reads texts, not images; use predict_texts")
-    session = open_session(directory, manifest, choose_runtime(manifest, runtime), threads or cpu_count())
-    return _predict(session, manifest, paths)
+    name = choose_runtime(manifest, runtime)
+    if name == "routed":
+        return _predict(open_chain(directory, manifest, threads or cpu_count()), manifest, paths)
+    session = open_session(directory, manifest, name, threads or cpu_count())
+    return _predict(lambda images: (session(images), None), manifest, paths)
 
 
 def _predict(
-    session: Session, manifest: Manifest, paths: Iterable[Path]
+    answer: _Answer, manifest: Manifest, paths: Iterable[Path]
 ) -> Iterator[tuple[Path, Prediction | BadImage]]:
     workers = min(4, cpu_count())
     source = iter(paths)
@@ -80,13 +84,13 @@ def _predict(
                 # The first files load the decoders too, so that the faster of two chunks counts.
                 before, seconds = seconds, (time.perf_counter() - start) / len(chunk)
                 small = min(before, seconds) < _SMALL_SECONDS or before == float("inf")
-                yield from _classify(session, manifest, *decoded)
+                yield from _classify(answer, manifest, *decoded)
                 continue
             waiting.append(pool.submit(_decode_all, chunk, shape))
             if len(waiting) > 2 * workers:
-                yield from _classify(session, manifest, *waiting.popleft().result())
+                yield from _classify(answer, manifest, *waiting.popleft().result())
         while waiting:
-            yield from _classify(session, manifest, *waiting.popleft().result())
+            yield from _classify(answer, manifest, *waiting.popleft().result())
 
 
 def _decode_all(paths: Sequence[Path], shape: tuple[int, int, int]) -> _Decoded:
@@ -100,10 +104,16 @@ def _decode_all(paths: Sequence[Path], shape: tuple[int, int, int]) -> _Decoded:
 
 
 def _classify(
-    session: Session, manifest: Manifest, paths: Sequence[Path], decoded: list[Pixels | BadImage]
+    answer: _Answer, manifest: Manifest, paths: Sequence[Path], decoded: list[Pixels | BadImage]
 ) -> Iterator[tuple[Path, Prediction | BadImage]]:
     images = [image for image in decoded if not isinstance(image, BadImage)]
-    predictions = iter(manifest.predictions(session(np.stack(images))) if images else ())
+    said: list[Prediction] = []
+    if images:
+        logits, depths = answer(np.stack(images))
+        said = manifest.predictions(logits)
+        if depths is not None:
+            said = [replace(one, depth=depth) for one, depth in zip(said, depths.tolist(), strict=True)]
+    predictions = iter(said)
     for path, image in zip(paths, decoded, strict=True):
         yield path, image if isinstance(image, BadImage) else next(predictions)
 

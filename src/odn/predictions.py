@@ -29,6 +29,7 @@ class Prediction:
             for one class.
         mask: label of every pixel, uint8 or uint16 of shape (H, W), for segmentation.
         truncated: whether the input is a text of which only the beginning was read.
+        depth: at which the input left a routed network; None for others.
     """
 
     label: str
@@ -36,6 +37,7 @@ class Prediction:
     values: Mapping[str, float] = field(default_factory=dict)
     mask: Labels | None = None
     truncated: bool = False
+    depth: int | None = None
 
 
 def predictions(task: Task, labels: Sequence[str], outputs: Logits) -> list[Prediction]:

@@ -13,7 +13,7 @@ from safetensors.torch import save
 from odn.artifact import Artifact, load
 from odn.config import ReportConfig
 from odn.costs import cost_of, macs_of, start_row
-from odn.curve import settle_goal
+from odn.curve import curve_of, settle_goal
 from odn.data import DataSpec, Split
 from odn.engine import evaluate
 from odn.files import write_atomically
@@ -21,17 +21,19 @@ from odn.measure import measure_cost, measure_latency
 from odn.metrics import Score
 from odn.narrowing import compression_summary
 from odn.network import NetworkSpec, Prefix, rebuild
+from odn.oneshot import KEPT
 from odn.page import HEADINGS, cells, compression_sentence, render_page
 from odn.processes import training_device
 from odn.recipe import RunConfig, read_run_config
 from odn.records import EpochRecord, read_history
 from odn.rivals import FULL, STOCK, build_rival, rivals_of
+from odn.routing_page import routing_sentences
 from odn.routing_report import routing_of
 from odn.runtime_rows import on_test_split, runtime_rows
 from odn.search import plan_depths
 from odn.starting import read_start
 from odn.stopping import confirmed, meets_target
-from odn.storage import load_network, tensors_of
+from odn.storage import load_network, load_partitioned, tensors_of
 from odn.tasks import METRIC_NAMES
 
 SCHEMA = 1
@@ -60,7 +62,7 @@ class Report:
                 kind += f" {METRIC_NAMES[figures['metric']]}"
             title += f", {kind} {figures['target_accuracy']:.4f} {verdict}"
         caption = compression_sentence(figures["compression"])
-        table = Table(title=f"{title}: depth {figures['depth']} of {figures['max_depth']}", caption=caption or None)
+        table = Table(title=f"{title}: depth {figures['depth']} of {figures['max_depth']}")
         # A column per network: a terminal is seldom wide enough for a column per figure.
         columns = [cells(row) for row in figures["networks"]]
         table.add_column(HEADINGS[0])
@@ -68,8 +70,13 @@ class Report:
             table.add_column(column[0], justify="right", no_wrap=True)
         for heading, *values in zip(HEADINGS[1:], *(column[1:] for column in columns), strict=True):
             table.add_row(heading, *values)
-        if figures["refused"]:
-            table.caption = "\n".join(f"not exported to {row['name']}: {row['reason']}" for row in figures["refused"])
+        notes = [caption] if caption else []
+        if len(figures["curve"]) > 1:
+            scores = ", ".join(f"{row['depth']}: {row['valid_score']:.4f}" for row in figures["curve"])
+            notes.append(f"validation {METRIC_NAMES[figures['metric']]} by depth, before fine-tuning: {scores}")
+        notes += [f"not exported to {row['name']}: {row['reason']}" for row in figures["refused"]]
+        notes += [routing_sentences(figures["routing"])] if figures["routing"] else []
+        table.caption = "\n".join(notes) or None
         return table
 
     def __str__(self) -> str:
@@ -128,7 +135,7 @@ def _figures(
     start = read_start(run)
     data = next((split.spec for split in (test, valid) if split is not None), None)
     full = _rival(FULL, spec)
-    rows = [_row(FULL, full, config)]
+    rows = [_full_row(run, full, test, valid, config)]
     if spec.channels:
         rows.append(_extracted_row(run, spec, test, valid, config))
     mine = _row("pruned" if spec.channels else "extracted", network, config)
@@ -154,9 +161,6 @@ def _figures(
             "test": None if test is None else len(test),
             "classes": len(manifest.labels),
             "input_shape": list(spec.input_shape),
-            "truncated": {"train": data.train_truncated, "valid": data.valid_truncated}
-            if data and data.texts
-            else None,
         },
         "task": manifest.task,
         "metric": manifest.metric,
@@ -173,14 +177,32 @@ def _figures(
             *runtime_rows(run / "artifact", manifest, mine, test, config),
             *(_row(name, _rival(name, spec), config) for name in rivals_of(spec) if name == STOCK),
         ],
+        "curve": _curve(records),
         "refused": [
             {"name": export.runtime, "reason": export.reason} for export in manifest.exports if not export.kept
         ],
+        "truncated": {"train": data.train_truncated, "valid": data.valid_truncated} if data and data.texts else None,
         "classes": _classes(data, on_test) if data and on_test else [],
         "compression": compression_summary(records, settings.compress, expand) if settings and expand else None,
         "start": start and start_row(start, records),
         "cost": cost_of(spec, records, start, config),
     }
+
+
+def _full_row(run: Path, full: Prefix, test: Split | None, valid: Split | None, config: ReportConfig) -> dict[str, Any]:
+    """Describe the full depth; where all depths were trained at once it is one of them."""
+    row = _row(FULL, full, config)
+    if (run / "checkpoints" / KEPT).is_dir():
+        _judge(row, load_partitioned(run / "checkpoints" / KEPT).prefix(full.depth), test, valid)
+    return row
+
+
+def _curve(records: Sequence[EpochRecord]) -> list[dict[str, Any]]:
+    """Tell how every depth that was trained does on validation data, before fine-tuning."""
+    return [
+        {"depth": record.depth, "valid_score": record.valid_score, "valid_error": record.valid_error}
+        for record in curve_of(records)
+    ]
 
 
 def _extracted_row(

@@ -1,5 +1,6 @@
 """The command ``odn route``. No torch here before it runs."""
 
+import math
 from pathlib import Path
 from typing import Literal
 
@@ -42,13 +43,13 @@ def route_command(
     for name in given:
         value = goals[name]
         drop = name == "--max-drop"
-        if value is None or value < 0 or (drop and value >= 1) or (not drop and value == 0):
+        if value is None or not (0 <= value < 1 if drop else 0 < value < math.inf):
             allowed = "0 to below 1, e.g. 0.002" if drop else "above 0"
             raise UsageError(f"{name} is {value}; allowed: {allowed}")
     if (mean_ms is not None and device is None) or (mean_macs is not None and device is not None):
         raise UsageError("--mean-ms goes with --device TABLE.json, --mean-macs without; see odn profile --latency")
-    from odn.calibration import in_words
     from odn.devices import read_device_table
+    from odn.route_record import in_words
     from odn.routed_artifact import route_run
 
     cost = mean_macs if mean_macs is not None else mean_ms
@@ -74,8 +75,8 @@ def route_command(
         print(f"without exits: depth {found.static_depth}, {found.static_accuracy:.4f} at {static}")
     else:
         print(
-            f"the static network of depth {found.static_depth} does as well ({found.static_accuracy:.4f}) for "
-            f"{static}, no more: take that one, odn specialize {run}"
+            f"the static network of depth {found.static_depth} does as well ({found.static_accuracy:.4f}) and costs no "
+            f"more, {static}: take that one, odn specialize {run} --depth {found.static_depth}"
         )
     print(f"stages added to {run / 'artifact'}; next: odn report {run}")
     return DONE

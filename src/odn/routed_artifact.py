@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from odn.calibration import Routing, write_routing
 from odn.data import DataSpec, Split
 from odn.devices import DeviceTable
 from odn.errors import OdnError, UsageError, require_extra
@@ -25,6 +24,7 @@ from odn.oneshot import KEPT
 from odn.processes import first_only
 from odn.recipe import read_run_config
 from odn.records import read_history
+from odn.route_record import Routing, write_routing
 from odn.routing import Routed, RoutedNetwork, route
 from odn.rundata import reload_data
 from odn.rundir import held
@@ -84,6 +84,13 @@ def route_run(
         policy=policy,
         device=device,
     )
+    if not found.found.route.exits and network.max_depth > 1:
+        goal = f"a drop of {max_drop:g}" if max_drop is not None else "that mean cost"
+        raise OdnError(
+            f"no exit saves anything within {goal} on the {found.found.samples} validation samples that check it; "
+            f"nothing was written. Allow more, or take a static network: odn specialize {path} --depth "
+            f"{found.static_depth}"
+        )
     network.cpu()
     with held(path), tempfile.TemporaryDirectory() as folder:
         outcome = _write(found, network, data.spec, data.valid, Path(folder))

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from odn.calibration import Calibrated, calibrate
-from odn.data import Split, plain_batches, shared_samples
+from odn.data import MOST_SHARED, Split, plain_batches, shared_samples
 from odn.devices import DeviceTable, check_device
 from odn.errors import UsageError
 from odn.gates import Costs, Exit, Labels, Policy, Route, follow
@@ -22,7 +22,6 @@ from odn.processes import training_device
 from odn.stopwatch import time_in_turn
 
 _BATCH = 256
-_MOST_SHARED = 0.01  # of the calibration samples: real data repeat themselves a little
 
 
 @final
@@ -141,7 +140,7 @@ def route(
             f"exits are calibrated in accuracy, the metric is {calibration.spec.metric}, which they might spoil; "
             "take a static network: odn specialize RUN"
         )
-    if train is not None and (shared := shared_samples(calibration, train)) > _MOST_SHARED * len(calibration):
+    if train is not None and (shared := shared_samples(calibration, train)) > MOST_SHARED * len(calibration):
         raise UsageError(
             f"{shared} of the {len(calibration)} calibration samples are in the training split, where heads are surer "
             "than they should be; calibrate on other data"
@@ -161,7 +160,7 @@ def route(
         static_accuracy=accuracies[static],
         static_cost=static_cost,
         costs=costs,
-        unit="ms" if device else "macs",
+        unit=costs.unit,
         worthwhile=found.mean_cost < static_cost or accuracies[static] < wanted,
     )
 
@@ -209,7 +208,7 @@ def costs_of(network: PartitionedNetwork, input_shape: tuple[int, ...], device: 
         heads = tuple(max(ms - device.call_ms, 0.0) for ms in device.heads_ms)
         whole = [device.predict_ms(depth) for depth in range(1, network.max_depth + 1)]
         trunk = tuple(ms - head for ms, head in zip(whole, heads, strict=True))
-        return Costs(trunk=trunk, heads=heads, call=device.call_ms, gate=_gate_ms(spec.classes))
+        return Costs(trunk=trunk, heads=heads, call=device.call_ms, gate=_gate_ms(spec.classes), unit="ms")
     dtype = spec.input_dtype if spec is not None else torch.float32
     headless = [nn.Sequential(network.stem, *list(network.blocks)[:depth]) for depth in range(1, network.max_depth + 1)]
     trunk_macs = [measure_cost(module, input_shape, dtype).macs for module in headless]

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 
-from odn.calibration import ROUTING_FILE, read_routing
 from odn.data import Split
 from odn.engine import evaluate_depths
 from odn.errors import OdnError
@@ -17,6 +16,7 @@ from odn.judging import write_inputs
 from odn.manifest import Manifest
 from odn.oneshot import KEPT
 from odn.processes import training_device
+from odn.route_record import ROUTING_FILE, read_routing
 from odn.routing_page import Picture
 from odn.runtimes import routed
 from odn.storage import load_partitioned
@@ -66,7 +66,7 @@ def routing_of(run: Path, manifest: Manifest, test: Split | None) -> tuple[dict[
     for depth in costs:
         there = left == depth
         accuracy = float((answers[there] == labels[there]).mean()) if there.any() else None
-        exits.append({"depth": depth, "share": float(there.mean()), "accuracy": accuracy})
+        exits.append({"depth": depth, "count": int(there.sum()), "share": float(there.mean()), "accuracy": accuracy})
     figures["test"] = {
         "accuracy": float((answers == labels).mean()),
         "mean_cost": float(np.mean([costs[int(depth)] for depth in left])),

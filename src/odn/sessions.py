@@ -7,7 +7,7 @@ import numpy as np
 
 from odn.errors import UsageError, did_you_mean
 from odn.manifest import Manifest, check_files
-from odn.runtimes import RUNTIMES, Logits, Session, torch_session
+from odn.runtimes import RUNTIMES, Logits, Session, routed, torch_session
 from odn.texts import Batch
 
 # What files from strangers may be opened with, the first in an artifact being the default.
@@ -57,6 +57,21 @@ def open_session(directory: Path, manifest: Manifest, runtime: str, threads: int
         return _open_torch(directory, threads)
     check_files(directory, manifest, runtime)
     return RUNTIMES[runtime].open(directory, threads)
+
+
+def open_chain(directory: Path, manifest: Manifest, threads: int) -> routed.Chain:
+    """Make the stages of a routed network ready to run.
+
+    Args:
+        directory: the artifact.
+        manifest: its manifest.
+        threads: to compute with.
+
+    Returns:
+        What gives logits, and the depth at which each input left.
+    """
+    check_files(directory, manifest, "routed")
+    return routed.open_chain(directory, threads)
 
 
 def _open_torch(directory: Path, threads: int) -> Session:

@@ -1,10 +1,11 @@
 """The command ``odn specialize``. No torch here before it runs."""
 
 import dataclasses
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from odn.command import DONE, Switch, print_json
+from odn.command import DONE, FAILED, TARGET_MISSED, Switch, print_json
 
 if TYPE_CHECKING:
     from odn.choosing import Judged
@@ -16,6 +17,7 @@ def specialize_command(
     *,
     target: float | None = None,
     within: float | None = None,
+    depth: int | None = None,
     max_parameters: int | None = None,
     max_macs: int | None = None,
     max_bytes: int | None = None,
@@ -34,6 +36,7 @@ def specialize_command(
         run: the run directory, best of odn run --mode one-shot.
         target: validation score to hold [default: the run's, where nothing else is asked for].
         within: how far below the best score of all depths it may stay, e.g. 0.005.
+        depth: that very one.
         max_parameters: most weights.
         max_macs: most multiply-accumulates of one input.
         max_bytes: most bytes of the weights on disk, in fp32.
@@ -47,7 +50,7 @@ def specialize_command(
         json: print every depth and what became of it as JSON.
 
     Returns:
-        The exit code.
+        The exit code: 1 when a file was not kept, 3 when the target is not held in the end.
     """
     from odn.choosing import Constraints
     from odn.config import ExportConfig, check_target
@@ -66,6 +69,7 @@ def specialize_command(
     constraints = Constraints(
         target=target,
         within=within,
+        depth=depth,
         max_parameters=max_parameters,
         max_macs=max_macs,
         max_bytes=max_bytes,
@@ -86,7 +90,7 @@ def specialize_command(
         depths = [
             dataclasses.asdict(row.candidate) | {"verdict": row.verdict, "why": row.reason} for row in result.rows
         ]
-        outcome = {name: getattr(result, name) for name in ("depth", "valid_score", "seconds")}
+        outcome = {name: getattr(result, name) for name in ("depth", "valid_score", "target", "reached", "seconds")}
         print_json({**outcome, "directory": str(result.directory), "depths": depths})
     else:
         print_rows(f"{run}: depth {result.depth} chosen", [_brief(row) for row in result.rows])
@@ -94,7 +98,12 @@ def specialize_command(
             f"valid {result.valid_score:.4f}, {result.seconds:.1f} s; artifact: {result.directory / 'artifact'}; next: "
             f"odn report {result.directory}"
         )
-    return DONE
+    refused = [export for export in result.exports if not export.kept]
+    for export in refused:
+        print(f"odn: {export.runtime}: not kept: {export.reason}", file=sys.stderr)
+    if not result.reached:
+        print(f"odn: the target {result.target:.4f} is not held: {result.valid_score:.4f}", file=sys.stderr)
+    return FAILED if refused else DONE if result.reached else TARGET_MISSED
 
 
 def _brief(row: "Judged") -> dict[str, Any]:

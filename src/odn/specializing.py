@@ -15,6 +15,7 @@ from odn.devices import DeviceTable, check_device
 from odn.engine import Watch, evaluate, finish, recalibrate
 from odn.errors import UsageError
 from odn.files import new_directory, read_bytes, write_atomically
+from odn.manifest import Exported, read_manifest
 from odn.measure import measure_cost
 from odn.network import rebuild
 from odn.processes import training_device
@@ -24,6 +25,7 @@ from odn.run import compress_run, export_run, finetune_run
 from odn.rundata import read_data_spec, reload_data
 from odn.rundir import is_run, write_config
 from odn.starting import read_start, write_start
+from odn.stopping import score_interval
 from odn.storage import load_network, save_network, tensors_of
 from odn.trained import load_depth, outcome_of
 
@@ -36,6 +38,9 @@ class Specialized:
         directory: a run directory of its own, with ``extracted`` and ``artifact``.
         depth: the depth chosen.
         valid_score: of the network in the artifact.
+        target: validation score that it had to hold; None where any would do.
+        reached: whether it does, with the run's confidence, after all that was done to it.
+        exports: of each further runtime that was asked for, kept or not.
         rows: every depth with what became of it.
         seconds: that it took, data included.
     """
@@ -43,6 +48,9 @@ class Specialized:
     directory: Path
     depth: int
     valid_score: float
+    target: float | None
+    reached: bool
+    exports: tuple[Exported, ...]
     rows: tuple[Judged, ...]
     seconds: float
 
@@ -112,18 +120,26 @@ def specialize(
         compress=compress or CompressConfig(),
         export=export,
     )
-    data = reload_data(config, run)
+    data, confidence = reload_data(config, run), config.expand.confidence
     _begin(run, directory, config, depth, data)
     if finetune_epochs:
         finetune_run(directory, watch=watch, data=data)
     if config.compress.asked:
         compress_run(directory, watch=watch, data=data)
     artifact = export_run(directory, data=data)
-    network = load_network(artifact).to(training_device())
+    score = evaluate(load_network(artifact).to(training_device()), data.valid)
+    least = (
+        score_interval(score.metric, score.value, score.error, score.count, confidence)[0]
+        if confidence
+        else score.value
+    )
     return Specialized(
         directory=directory,
         depth=depth,
-        valid_score=evaluate(network, data.valid).value,
+        valid_score=score.value,
+        target=goal,
+        reached=goal is None or least >= goal,
+        exports=read_manifest(artifact).exports,
         rows=tuple(rows),
         seconds=time.perf_counter() - begin,
     )

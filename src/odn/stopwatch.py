@@ -1,6 +1,6 @@
 """Timing the parts of a network in turn; copied beside parts it is a script that needs numpy and onnxruntime alone.
 
-``python measure.py [--threads 1] [--seconds 0.2] [--out table.json]`` measures what ``odn profile --latency --parts``
+``python measure.py [--threads 1] [--seconds 0.2] [--out table.json]`` measures what ``odn profile --parts``
 wrote, and prints or writes the device table.
 """
 
@@ -153,6 +153,7 @@ def main() -> int:
     text = json.dumps(table_of({**plan, "threads": options.threads}, measured, versions), indent=2) + "\n"
     if options.out:
         Path(options.out).write_text(text, encoding="utf-8")
+        sys.stdout.write(f"written to {options.out}; next: odn specialize RUN --max-latency-ms X --device FILE\n")
     else:
         sys.stdout.write(text)
     return 0

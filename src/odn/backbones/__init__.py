@@ -59,4 +59,5 @@ def _find(name: str, config: Mapping[str, object] | None) -> Backbone:
     if from_timm.installed() and from_timm.PREFIX + name in from_timm.all_names():
         raise UsageError(f"unknown backbone '{name}'; it is timm's: write {from_timm.PREFIX}{name}")
     hint = did_you_mean(name, BACKBONES)
-    raise UsageError(f"unknown backbone '{name}'; allowed: what odn backbones lists, or timm/NAME.{hint}")
+    run = "" if "/" not in name else f" There is no run directory at {name} either."
+    raise UsageError(f"unknown backbone '{name}'; allowed: what odn backbones lists, or timm/NAME.{hint}{run}")

@@ -7,6 +7,7 @@ from odn.data.batches import plain_batches as plain_batches
 from odn.data.batches import training_batches as training_batches
 from odn.data.loading import Data as Data
 from odn.data.loading import load_data as load_data
+from odn.data.overlap import MOST_SHARED as MOST_SHARED
 from odn.data.overlap import shared_samples as shared_samples
 from odn.data.splits import DataSpec as DataSpec
 from odn.data.splits import FileSplit as FileSplit

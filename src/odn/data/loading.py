@@ -14,6 +14,7 @@ from odn.data.folder import common_shape, decode_all, read_folder
 from odn.data.labelled import read_saved, read_tables
 from odn.data.masks import with_masks
 from odn.data.npz import read_npz
+from odn.data.overlap import tell_shared
 from odn.data.shards import find_shards, read_shards
 from odn.data.sources import Samples, Source, read_digits, read_torchvision
 from odn.data.splits import DataSpec, FileSplit, Split, TensorSplit
@@ -49,6 +50,7 @@ class Data:
         """The images that only the report may look at; they are read when first asked for."""
         if self._test is None:
             self._test = self._read_test()
+            tell_shared(self._test, self.train, "test")
         return self._test
 
 
@@ -87,10 +89,13 @@ def load_data(
     check_classes(source)
     train, valid, held_out = divide(source, config, seed)
     if source.texts:
-        return Data(*token_splits(source, (train, valid, held_out), config, augment, seed, positions))
-    if config.max_tokens:
+        data = Data(*token_splits(source, (train, valid, held_out), config, augment, seed, positions))
+    elif config.max_tokens:
         raise UsageError(f"--max-tokens {config.max_tokens} is for texts, {source.name} holds images; leave it out")
-    return _Loader(source, config, augment, seed).load(train, valid, held_out)
+    else:
+        data = _Loader(source, config, augment, seed).load(train, valid, held_out)
+    tell_shared(data.valid, data.train, "validation")
+    return data
 
 
 def _read(dataset: str, data_dir: Path, config: DataConfig) -> Source:

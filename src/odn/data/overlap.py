@@ -1,6 +1,7 @@
 """Finding the samples that two splits have in common."""
 
 import hashlib
+import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -9,7 +10,9 @@ import torch
 from odn.data.splits import FileSplit, Split
 from odn.images import ImageFile
 
+MOST_SHARED = 0.01  # of a split that is judged on: real data repeat themselves a little
 _BATCH = 256
+_log = logging.getLogger(__name__)
 
 
 def shared_samples(some: Split, others: Split) -> int:
@@ -26,6 +29,21 @@ def shared_samples(some: Split, others: Split) -> int:
         return _shared_files(some.paths, others.paths)
     known = set(_digests(others))
     return sum(digest in known for digest in _digests(some))
+
+
+def tell_shared(some: Split, train: Split, name: str) -> None:
+    """Say when samples that something is judged on were trained on; those that stay in files are not read for it.
+
+    Args:
+        some: the split that is judged on.
+        train: the training split.
+        name: of the former.
+    """
+    if isinstance(some, FileSplit) or isinstance(train, FileSplit):
+        return
+    shared = shared_samples(some, train)
+    if shared > MOST_SHARED * len(some):
+        _log.warning("%d of %d %s samples are in the training split too, and will look easy", shared, len(some), name)
 
 
 def _shared_files(some: Sequence[ImageFile], others: Sequence[ImageFile]) -> int:

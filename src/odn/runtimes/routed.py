@@ -82,7 +82,7 @@ def read_stages(directory: Path) -> Stages:
     """
     path = directory / FILE
     try:
-        table = json.loads(read_text(path))
+        table = json.loads(read_text(path, "route the network again with: odn route RUN"))
         if table["schema"] != SCHEMA:
             raise OdnError(f"{path} has schema {table['schema']}; this odn reads {SCHEMA}; route the network again")
         stages = from_table(Stages, table)
