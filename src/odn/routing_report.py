@@ -89,16 +89,11 @@ def _pictures(inputs: Any, left: Any, labels: Any, answers: Any, names: Sequence
     from PIL import Image
 
     found = []
-    for depth in (int(left.min()), int(left.max())):
-        for index in np.flatnonzero(left == depth)[:_PICTURES]:
-            image = inputs[index]
-            buffer = io.BytesIO()
-            Image.fromarray(image[0] if len(image) == 1 else image[:3].transpose(1, 2, 0)).save(buffer, "PNG")
-            found.append(
-                Picture(
-                    png=buffer.getvalue(), depth=depth, label=names[labels[index]], answer=names[int(answers[index])]
-                )
-            )
-        if left.min() == left.max():
-            break
+    order = np.argsort(left, kind="stable")
+    for index in [*order[:_PICTURES], *order[_PICTURES:][-_PICTURES:]]:
+        image = inputs[index]
+        buffer = io.BytesIO()
+        Image.fromarray(image[0] if len(image) == 1 else image[:3].transpose(1, 2, 0)).save(buffer, "PNG")
+        label, answer = names[labels[index]], names[int(answers[index])]
+        found.append(Picture(png=buffer.getvalue(), depth=int(left[index]), label=label, answer=answer))
     return found
