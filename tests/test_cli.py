@@ -297,7 +297,6 @@ def test_wrong_requests_get_one_line(refused, tmp_path, monkeypatch, arguments, 
 
 def test_wrong_data_gets_one_line_and_leaves_no_run(refused, tmp_path):
     own = image_folder(tmp_path / "own")
-    assert "say which validation accuracy to reach, e.g. --target 0.95" in refused("run", own, code=2)
     (own / "class_0" / "notes.txt").write_text("no image")
     run = tmp_path / "run"
     assert "notes.txt is not a readable image" in refused("run", own, "--target", 0.9, "--run", run, code=1)
