@@ -162,4 +162,4 @@ def test_where_a_deeper_network_is_faster_neither_dominates():
     rows = choose([slow, fast], Constraints(max_latency_ms=1.5))
     assert [(row.verdict, row.reason) for row in rows] == [("refused", "2 ms are more than 1.5"), ("chosen", "")]
     rows = choose([slow, fast], Constraints(max_latency_ms=3.0))
-    assert [row.verdict for row in rows] == ["chosen", "front"]
+    assert [(row.verdict, row.reason) for row in rows] == [("chosen", ""), ("front", "no more accurate than depth 1")]

@@ -142,7 +142,9 @@ def choose(candidates: Sequence[Candidate], constraints: Constraints) -> list[Ju
             reason = f"depth {better.depth} is as good and nowhere dearer"
             rows.append(Judged(candidate=candidate, verdict="dominated", reason=reason))
         else:
-            reason = "deeper than the target needs" if goal is not None else f"less accurate than depth {chosen.depth}"
+            reason = (
+                "deeper than the target needs" if goal is not None else f"no more accurate than depth {chosen.depth}"
+            )
             rows.append(Judged(candidate=candidate, verdict="front", reason=reason))
     return rows
 

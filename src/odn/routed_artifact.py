@@ -34,6 +34,18 @@ from odn.storage import load_partitioned
 from odn.trained import outcome_of, require_backbone, together
 
 
+class NoExitError(OdnError):
+    """No exit saves anything within what is allowed.
+
+    Attributes:
+        static_depth: the depth to take instead.
+    """
+
+    def __init__(self, message: str, static_depth: int) -> None:
+        super().__init__(message)
+        self.static_depth = static_depth
+
+
 @first_only
 def route_run(
     path: Path,
@@ -58,6 +70,7 @@ def route_run(
     Raises:
         UsageError: when the depths of the run were not trained together, or the table is of another runtime.
         OdnError: when the run is not finished, or the stages do not give what PyTorch gives.
+        NoExitError: when no exit saves anything; nothing is written then.
     """
     begin = time.perf_counter()
     require_extra("onnxruntime", "onnx", "routing")
@@ -86,10 +99,11 @@ def route_run(
     )
     if not found.found.route.exits and network.max_depth > 1:
         goal = f"a drop of {max_drop:g}" if max_drop is not None else "that mean cost"
-        raise OdnError(
+        raise NoExitError(
             f"no exit saves anything within {goal} on the {found.found.samples} validation samples that check it; "
             f"nothing was written. Allow more, or take a static network: odn specialize {path} --depth "
-            f"{found.static_depth}"
+            f"{found.static_depth}",
+            found.static_depth,
         )
     network.cpu()
     with held(path), tempfile.TemporaryDirectory() as folder:

@@ -104,7 +104,8 @@ def files_by_split(path: Path, pattern: str) -> dict[str, list[Path]]:
     Raises:
         OdnError: when there are splits, but none to train on, or a file belongs to none.
     """
-    holding = {entry.name: files for entry in entries(path) if (files := _matching(entry, pattern))}
+    named = [entry for entry in entries(path) if split_of(entry.name)]  # other folders may be large, and are none
+    holding = {entry.name: files for entry in named if (files := _matching(entry, pattern))}
     found = {split: holding[name] for split, name in one_per_split(holding, str, path).items()}
     rest = []
     for file in [] if found else _matching(path, pattern):
