@@ -5,10 +5,14 @@ records. Every process leaves RUN/rank_K.json with what it saw.
 """
 
 import argparse
+import atexit
 import dataclasses
 import hashlib
 import json
+import os
 from pathlib import Path
+
+import torch
 
 from conftest import tiny_data
 from odn.checkpoint import Checkpoints
@@ -52,12 +56,18 @@ def fails_in_the_first() -> str:
     return "nowhere"
 
 
+def leave(run: Path) -> None:
+    if not torch.distributed.is_initialized():
+        (run / f"left_{os.environ['RANK']}").touch()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("run", type=Path)
     parser.add_argument("--parallel", default="ddp")
     parser.add_argument("--stop-after", type=int, default=1000)
     options = parser.parse_args()
+    atexit.register(leave, options.run)  # the last to be called at exit, as the first one registered
     part = share()
     data = tiny_data(valid=97)  # no multiple of the number of processes
     if part.rank == 0:

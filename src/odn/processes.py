@@ -3,6 +3,7 @@
 Without ``torchrun`` there is one process, and everything here is free.
 """
 
+import atexit
 import contextlib
 import contextvars
 import functools
@@ -54,7 +55,14 @@ def accelerator() -> Accelerator:
             f"torchrun started {world_size()} processes, but this one sees {found.num_processes}; "
             "give every process its own GPU, or hide the GPUs with CUDA_VISIBLE_DEVICES="
         )
+    atexit.register(_leave)
     return found
+
+
+def _leave() -> None:
+    # Gloo's threads that are still running when the interpreter is gone end the process with SIGABRT, now and then.
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 def _meet_again() -> None:
