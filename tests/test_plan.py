@@ -43,6 +43,17 @@ def test_the_longest_search_tries_doubled_depths_and_looks_back():
     assert plan(WORKLOAD, KNOWN)["search_at_most_seconds"] == pytest.approx(expected, rel=1e-3)
 
 
+def test_texts_are_planned_for_as_images_are():
+    texts = Workload(backbone="bert_tiny", input_shape=(32,), classes=6, images=640, valid_images=64)
+    network = build_network("bert_tiny", (32,), 6, device="meta")
+    macs = macs_by_depth(network.prefixes(), (32,), torch.int64)
+    row = plan(texts, KNOWN, depth=1)
+    assert row["epoch_seconds"] == pytest.approx(macs[0] * (3 * 640 + 64) / 10e9, rel=1e-3)
+    weights = 4 * sum(p.numel() for p in network.prefix(1).parameters())
+    assert row["memory_bytes"] > 5 * weights  # Adam remembers two numbers for each
+    assert plan(texts, Hardware(), depth=1)["epoch_seconds"] > 0  # as measured here
+
+
 def test_money_is_time_at_its_price():
     row = plan(WORKLOAD, Hardware(gmacs_per_second=0.01, price_per_hour=36.0))
     assert row["full_depth_price"] == pytest.approx(row["full_depth_seconds"] / 100, rel=1e-3)
@@ -104,6 +115,7 @@ def test_the_speed_of_this_machine_is_measured(odn):
             ("resnet18", "--images", 100, "--gigabytes-per-second", 0, "--gmacs-per-second", 1),
             "gigabytes_per_second is 0.0; allowed: above 0",
         ),
+        (("resnet18", "--images", 100, "--input-shape", "64"), "input shape 64 for 'resnet18'; allowed: channels x"),
         (("resnet99", "--images", 100), "unknown backbone 'resnet99'"),
         (("resnet18", "--images", 100, "--epochs", 0), "epochs is 0; allowed: 1 or more"),
         (("resnet18", "--images", 100, "--price-per-hour", -1), "price_per_hour is -1.0; allowed: 0 or more"),

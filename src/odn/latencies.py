@@ -3,10 +3,9 @@
 from pathlib import Path
 
 from odn.devices import DeviceTable, write_device_table
-from odn.images import Preprocessing
 from odn.network import PartitionedNetwork
 from odn.profiling import measure_device, write_parts
-from odn.texts import AnyPreprocessing, TextPreprocessing
+from odn.texts import plain_preprocessing
 
 
 def time_or_write(
@@ -33,14 +32,7 @@ def time_or_write(
     """
     spec = network.spec
     assert spec is not None
-    preprocessing: AnyPreprocessing
-    if len(spec.input_shape) == 1:
-        preprocessing = TextPreprocessing(tokens=spec.input_shape[0], vocabulary=spec.vocabulary or 1000)
-    else:
-        channels, height, width = spec.input_shape
-        preprocessing = Preprocessing(
-            input_shape=(channels, height, width), mean=(0.5,) * channels, std=(0.25,) * channels
-        )
+    preprocessing = plain_preprocessing(spec.input_shape, spec.vocabulary)
     if parts is not None:
         write_parts(network, preprocessing, parts)
         return f"{parts}; copy it to the device and run there: python measure.py --out table.json"

@@ -136,15 +136,21 @@ def train_macs(records: Iterable[EpochRecord], macs_by_depth: Sequence[int], all
 
 
 def training_bytes(
-    network: nn.Module, input_shape: tuple[int, int, int], batch_size: int, *, copies: float = 4.0
+    network: nn.Module,
+    input_shape: tuple[int, ...],
+    batch_size: int,
+    *,
+    copies: float = 4.0,
+    dtype: torch.dtype = torch.float32,
 ) -> int:
     """Estimate the memory that training takes: the weights and what goes with them, and what backward needs.
 
     Args:
         network: best on the meta device; it is not changed.
-        input_shape: channels, height and width of an image.
-        batch_size: images computed at a time.
+        input_shape: of one input, without the batch.
+        batch_size: inputs computed at a time.
         copies: of the weights: themselves, gradients, averages, and one (SGD) or two (AdamW) memories of the optimizer.
+        dtype: of the input; int64 for tokens.
 
     Returns:
         Bytes in fp32; bf16 halves the part of the feature maps.
@@ -159,9 +165,9 @@ def training_bytes(
             saved[storage] = tensor.untyped_storage().nbytes()
         return tensor
 
-    images = torch.empty(2, *input_shape, device="meta")
+    inputs = torch.empty(2, *input_shape, dtype=dtype, device="meta")
     with torch.autograd.graph.saved_tensors_hooks(remember, lambda tensor: tensor):
-        network(images).sum()
+        network(inputs).sum()
     weight_bytes = sum(p.numel() * p.element_size() for p in network.parameters())
     return round(copies * weight_bytes + sum(saved.values()) / 2 * batch_size)
 

@@ -1,6 +1,6 @@
 """What a training will take on one machine or several: time, memory and money, before it is started.
 
-Multiply-accumulates of every depth are exact; what they take is measured here, on images of noise, for the shallowest
+Multiply-accumulates of every depth are exact; what they take is measured here, on noise, for the shallowest
 and the deepest network, and lies on a line between. Other hardware is described by its speed.
 
 Shapes: B batch, C channels, H height, W width.
@@ -20,13 +20,14 @@ import torch
 from odn.config import AugmentConfig, ExpandConfig, FinetuneConfig, TrainConfig, require
 from odn.data import DataSpec, TensorSplit, training_batches
 from odn.engine import evaluate
-from odn.images import Preprocessing
 from odn.measure import macs_by_depth, training_bytes
 from odn.network import Prefix, build_network
+from odn.optimizers import settled
 from odn.processes import training_device
 from odn.search import plan_depths
 from odn.stage import Stage, batch_size_for
 from odn.stopping import cap_of
+from odn.texts import plain_preprocessing
 
 _STEPS = 4
 
@@ -37,10 +38,10 @@ class Workload:
 
     Attributes:
         backbone: a name from ``odn backbones``.
-        input_shape: channels, height and width of an image.
+        input_shape: channels, height and width of an image, or the number of tokens of a text.
         classes: number of labels.
-        images: in the training split.
-        valid_images: in the validation split; 0 means a ninth of the training images.
+        images: or texts in the training split.
+        valid_images: in the validation split; 0 means a ninth of those in the training split.
         width: factor on the backbone's channels.
         epochs: of the training at full depth to which the search is compared.
         training: how weights are trained; its batch is shared by all processes.
@@ -48,7 +49,7 @@ class Workload:
     """
 
     backbone: str
-    input_shape: tuple[int, int, int]
+    input_shape: tuple[int, ...]
     classes: int
     images: int
     valid_images: int = 0
@@ -110,12 +111,16 @@ def plan(workload: Workload, hardware: Hardware, depth: int | None = None) -> di
     network = build_network(
         workload.backbone, workload.input_shape, workload.classes, width=workload.width, device="meta"
     )
-    macs = macs_by_depth(network.prefixes(), workload.input_shape)
+    assert network.spec is not None
+    dtype = network.spec.input_dtype
+    macs = macs_by_depth(network.prefixes(), workload.input_shape, dtype)
+    training = settled(workload.training, texts=len(workload.input_shape) == 1)
     batch_size = min(batch_size_for(workload.training, workload.images), workload.images)
     share = batch_size // hardware.processes
+    kind = "texts" if network.spec.input_dtype == torch.int64 else "images"
     require(
         share >= 2,
-        f"{batch_size} images per step for {hardware.processes} processes; BatchNorm needs 2 or more in each: plan "
+        f"{batch_size} {kind} per step for {hardware.processes} processes; BatchNorm needs 2 or more in each: plan "
         "for fewer processes or a larger batch",
     )
     depth = depth or network.max_depth
@@ -123,12 +128,15 @@ def plan(workload: Workload, hardware: Hardware, depth: int | None = None) -> di
     speed = _speed(workload, hardware, share, macs)
     steps = max(workload.images // batch_size, 1)
 
+    norms = any(isinstance(module, torch.nn.modules.batchnorm._BatchNorm) for module in network.modules())
+    recalibration = workload.training.recalibration_images if norms else 0
+
     def epoch_seconds(depth: int) -> float:
         weights = sum(p.numel() * p.element_size() for p in network.prefix(depth).parameters())
         # A ring passes everything around once to sum it up and once to hand it out; parts are gathered once more.
         rounds = (3 if sharded else 2) * (hardware.processes - 1) / hardware.processes
         exchange = rounds * weights / (hardware.gigabytes_per_second * 1e9)
-        looked_at = workload.training.recalibration_images + (workload.valid_images or workload.images // 9)
+        looked_at = recalibration + (workload.valid_images or workload.images // 9)
         look = looked_at / hardware.processes * speed.look_seconds(macs[depth - 1])
         return steps * (speed.step_seconds(macs[depth - 1]) + exchange) + look
 
@@ -147,7 +155,8 @@ def plan(workload: Workload, hardware: Hardware, depth: int | None = None) -> di
             prefix,
             workload.input_shape,
             share,
-            copies=(5 if workload.training.optimizer == "adamw" else 4) / (hardware.processes if sharded else 1),
+            copies=(5 if training.optimizer == "adamw" else 4) / (hardware.processes if sharded else 1),
+            dtype=dtype,
         ),
         "full_depth_seconds": round(full_seconds, 1),
         "full_depth_price": round(full_seconds * price, 2),
@@ -235,16 +244,15 @@ def _measure(prefix: Prefix, workload: Workload, share: int) -> tuple[float, flo
 
 
 def _noise(workload: Workload, count: int) -> TensorSplit:
-    channels = workload.input_shape[0]
+    preprocessing = plain_preprocessing(workload.input_shape)
     spec = DataSpec(
         name="noise",
         classes=tuple(map(str, range(workload.classes))),
-        preprocessing=Preprocessing(input_shape=workload.input_shape, mean=(0.5,) * channels, std=(0.25,) * channels),
+        preprocessing=preprocessing,
         train_count=count,
         valid_count=count,
         seed=0,
         augment=AugmentConfig(),
     )
-    generator = torch.Generator().manual_seed(0)
-    images = torch.randint(0, 256, (count, *workload.input_shape), dtype=torch.uint8, generator=generator)
-    return TensorSplit(images, torch.arange(count) % workload.classes, spec)
+    noise = torch.from_numpy(preprocessing.noise(count))
+    return TensorSplit(noise.int() if spec.texts else noise, torch.arange(count) % workload.classes, spec)

@@ -80,7 +80,7 @@ def plan_command(
     /,
     *,
     images: int,
-    input_shape: str = "3x32x32",
+    input_shape: str | None = None,
     classes: int = 10,
     width: float = 1.0,
     epochs: int = 30,
@@ -96,8 +96,8 @@ def plan_command(
 
     Args:
         backbone: see odn backbones.
-        images: in the training split.
-        input_shape: channels, height and width of an image.
+        images: or texts in the training split.
+        input_shape: channels, height and width of an image, or the tokens of a text [default: 3x32x32, or 128].
         classes: number of labels.
         width: factor on the channels of a backbone that scales.
         epochs: of a training at full depth, for comparison.
@@ -109,11 +109,13 @@ def plan_command(
         price_per_hour: of all machines together.
         json: print a list of objects instead of the table.
     """
-    shape = _image_shape(input_shape)
+    asked = _shape(input_shape) if input_shape is not None else None
+    from odn.backbones import find_backbone
     from odn.config import TrainConfig
     from odn.display import print_rows
     from odn.plan import Hardware, Workload, plan
 
+    shape = asked or _usual_shape(find_backbone(backbone, width).task)
     workload = Workload(
         backbone=backbone,
         input_shape=shape,
@@ -138,7 +140,8 @@ def plan_command(
     if json:
         print_json(rows)
     else:
-        print_rows(f"{backbone}, {input_shape}, {images:,} images", rows)
+        form = "x".join(map(str, shape))
+        print_rows(f"{backbone}, {form}, {images:,} {'texts' if len(shape) == 1 else 'images'}", rows)
     return DONE
 
 
@@ -174,13 +177,6 @@ def _shape(text: str) -> tuple[int, ...]:
     if len(sides) not in (1, 3) or not all(s.isascii() and s.isdigit() and len(s) < 10 for s in sides):
         raise UsageError(f"--input-shape is '{text}'; allowed: channels x height x width, e.g. 1x28x28, or tokens")
     return tuple(map(int, sides))
-
-
-def _image_shape(text: str) -> tuple[int, int, int]:
-    shape = _shape(text)
-    if len(shape) != 3:
-        raise UsageError(f"--input-shape is '{text}'; allowed: channels x height x width, e.g. 1x28x28")
-    return shape
 
 
 def _usual_shape(task: str) -> tuple[int, ...]:

@@ -76,6 +76,22 @@ class TextPreprocessing:
 AnyPreprocessing = Preprocessing | TextPreprocessing
 
 
+def plain_preprocessing(input_shape: tuple[int, ...], vocabulary: int = 0) -> AnyPreprocessing:
+    """Make the preprocessing of a network that no data were named for, to time it on noise.
+
+    Args:
+        input_shape: channels, height and width of an image, or the number of tokens of a text.
+        vocabulary: different tokens; 0 takes as few as there can be.
+
+    Returns:
+        One of the right kind.
+    """
+    if len(input_shape) == 1:
+        return TextPreprocessing(tokens=input_shape[0], vocabulary=vocabulary or FEWEST)
+    channels, height, width = input_shape
+    return Preprocessing(input_shape=(channels, height, width), mean=(0.5,) * channels, std=(0.25,) * channels)
+
+
 def train_tokenizer(texts: Iterable[str], *, vocabulary: int, lowercase: bool) -> str:
     """Learn byte pairs from texts (Sennrich et al., arXiv 1508.07909).
 
