@@ -386,6 +386,15 @@ def test_routing_is_written_and_predicts_without_torch(odn, finished, tmp_path):
     right = np.mean([row["label"] == str(label) for row, label in zip(rows, labels, strict=True)])
     assert right >= routing.accuracy - 0.15
     assert {row["depth"] for row in rows} <= {exit_.depth for exit_ in routing.exits} | {9}
+    pytest.importorskip("fastapi", reason="needs the extra serve: pip install 'optimally-deep[serve]'")
+    from fastapi.testclient import TestClient
+
+    from odn.serve import build_app
+
+    pages = [("files", path.read_bytes()) for path in sorted(tmp_path.iterdir())]
+    with TestClient(build_app(finished / "artifact", runtime="routed")) as client:
+        served = client.post("/predict", files=pages).json()["predictions"]
+    assert [(row["label"], row["depth"]) for row in served] == [(row["label"], row["depth"]) for row in rows]
 
 
 def test_the_report_tells_who_leaves_where(odn, finished):

@@ -190,7 +190,7 @@ def test_requests_that_wait_are_computed_together():
 
     def session(images):
         sizes.append(len(images))
-        return images.reshape(len(images), -1).astype(np.float32)
+        return images.reshape(len(images), -1).astype(np.float32), images[:, 0, 0, 0]
 
     async def many():
         batcher = Batcher(session, max_batch=8, max_waiting=100)
@@ -203,14 +203,15 @@ def test_requests_that_wait_are_computed_together():
 
     answers = asyncio.run(many())
     assert sizes == [7, 2, 9, 1]
-    assert [answer[:, 0].tolist() for answer in answers] == [[n] * n for n in (3, 4, 2, 9, 1)]
+    assert [depths.tolist() for _, depths in answers] == [[n] * n for n in (3, 4, 2, 9, 1)]
+    assert [logits[:, 0].tolist() for logits, _ in answers] == [[n] * n for n in (3, 4, 2, 9, 1)]
 
 
 def test_a_full_queue_refuses_and_a_client_that_has_gone_is_not_computed():
     sizes = []
 
     async def crowd():
-        batcher = Batcher(lambda images: sizes.append(len(images)) or images[:, :, 0, 0], max_batch=2, max_waiting=4)
+        batcher = Batcher(lambda x: sizes.append(len(x)) or (x[:, :, 0, 0], None), max_batch=2, max_waiting=4)
         image = np.zeros((2, 1, 1, 1), np.uint8)
         gone, stays = (asyncio.create_task(batcher.run(image)) for _ in range(2))
         await asyncio.sleep(0)
@@ -218,7 +219,7 @@ def test_a_full_queue_refuses_and_a_client_that_has_gone_is_not_computed():
             await batcher.run(image)
         gone.cancel()
         batcher.start()
-        assert (await stays).shape == (2, 1)
+        assert (await stays)[0].shape == (2, 1)
         await batcher.stop()
         assert batcher.waiting == 0
 
@@ -233,7 +234,7 @@ def test_an_error_of_the_network_reaches_every_request_and_work_goes_on():
         calls.append(len(images))
         if len(calls) == 1:
             raise RuntimeError("broken")
-        return images[:, :, 0, 0]
+        return images[:, :, 0, 0], None
 
     async def both():
         batcher = Batcher(session, max_batch=4, max_waiting=9)
@@ -241,7 +242,7 @@ def test_an_error_of_the_network_reaches_every_request_and_work_goes_on():
         image = np.zeros((1, 1, 1, 1), np.uint8)
         with pytest.raises(RuntimeError, match="broken"):
             await batcher.run(image)
-        assert len(await batcher.run(image)) == 1
+        assert len((await batcher.run(image))[0]) == 1
         await batcher.stop()
 
     asyncio.run(both())

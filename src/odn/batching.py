@@ -2,15 +2,16 @@
 
 import asyncio
 import collections
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import final
 
 import numpy as np
 
-from odn.runtimes import Logits, Session
+from odn.predictions import Answered
 from odn.texts import Batch
 
-_Waiting = tuple[Batch, asyncio.Future[Logits]]
+_Waiting = tuple[Batch, asyncio.Future[Answered]]
 
 
 class Overloaded(Exception):
@@ -19,16 +20,16 @@ class Overloaded(Exception):
 
 @final
 class Batcher:
-    """Runs images of many requests through one session.
+    """Runs images of many requests through one network.
 
     Args:
-        session: of a runtime; it runs in a thread of its own, one batch at a time.
+        network: of a runtime; it runs in a thread of its own, one batch at a time.
         max_batch: images computed at once; a request with more makes a batch by itself.
         max_waiting: images that may wait.
     """
 
-    def __init__(self, session: Session, max_batch: int, max_waiting: int) -> None:
-        self.session, self.max_batch, self.max_waiting = session, max_batch, max_waiting
+    def __init__(self, network: Callable[[Batch], Answered], max_batch: int, max_waiting: int) -> None:
+        self.network, self.max_batch, self.max_waiting = network, max_batch, max_waiting
         self.waiting = 0
         self._queue: collections.deque[_Waiting] = collections.deque()
         self._arrived, self._stopping = asyncio.Event(), False
@@ -47,21 +48,21 @@ class Batcher:
             await self._worker
         self._thread.shutdown()
 
-    async def run(self, images: Batch) -> Logits:
+    async def run(self, images: Batch) -> Answered:
         """Compute the logits of some images as part of the next batch.
 
         Args:
             images: uint8, shape (B, C, H, W).
 
         Returns:
-            Logits of shape (B, K).
+            Logits of shape (B, K), and the depth at which each image left, shape (B,), if any could early.
 
         Raises:
             Overloaded: when too many images wait already.
         """
         if self.waiting and self.waiting + len(images) > self.max_waiting:
             raise Overloaded
-        answer: asyncio.Future[Logits] = asyncio.get_running_loop().create_future()
+        answer: asyncio.Future[Answered] = asyncio.get_running_loop().create_future()
         self.waiting += len(images)
         self._queue.append((images, answer))
         self._arrived.set()
@@ -89,7 +90,7 @@ class Batcher:
             return
         try:
             together = np.concatenate([images for images, _ in batch])
-            logits = await asyncio.get_running_loop().run_in_executor(self._thread, self.session, together)
+            logits, depths = await asyncio.get_running_loop().run_in_executor(self._thread, self.network, together)
         except Exception as error:
             for _, answer in batch:
                 if not answer.done():
@@ -98,5 +99,6 @@ class Batcher:
         start = 0
         for images, answer in batch:
             if not answer.done():
-                answer.set_result(logits[start : start + len(images)])
+                mine = slice(start, start + len(images))
+                answer.set_result((logits[mine], None if depths is None else depths[mine]))
             start += len(images)

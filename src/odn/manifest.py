@@ -1,5 +1,6 @@
 """What an artifact says of itself: manifest.json, checked file by file. No torch here."""
 
+import dataclasses
 import hashlib
 import json
 from dataclasses import dataclass
@@ -8,7 +9,7 @@ from typing import Any
 
 from odn.errors import OdnError, UsageError
 from odn.files import read_bytes, read_text, write_atomically
-from odn.predictions import Prediction, predictions
+from odn.predictions import Labels, Prediction, predictions
 from odn.runtimes import RUNTIMES, Logits
 from odn.tables import from_table, to_table
 from odn.tasks import Metric, Task
@@ -112,16 +113,20 @@ class Manifest:
         """Names of the files that every runtime needs."""
         return (TOKENIZER_FILE,) if self.texts else ()
 
-    def predictions(self, outputs: Logits) -> list[Prediction]:
+    def predictions(self, outputs: Logits, depths: Labels | None = None) -> list[Prediction]:
         """Say in words what the network gave.
 
         Args:
             outputs: shape (B, K), for segmentation (B, K, H, W).
+            depths: at which inputs left a routed network, shape (B,).
 
         Returns:
             One prediction per input.
         """
-        return predictions(self.task, self.labels, outputs)
+        said = predictions(self.task, self.labels, outputs)
+        if depths is None:
+            return said
+        return [dataclasses.replace(one, depth=depth) for one, depth in zip(said, depths.tolist(), strict=True)]
 
 
 def files_of(runtime: str) -> tuple[str, ...]:

@@ -4,11 +4,11 @@ import collections
 import itertools
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import IO, NamedTuple
 
 import numpy as np
 
@@ -17,8 +17,8 @@ from odn.files import files_below
 from odn.images import BadImage, Pixels, Preprocessing, decode, image_warnings
 from odn.manifest import Manifest, read_manifest, read_tokenizer
 from odn.predictions import Prediction
-from odn.runtimes import Logits, Session
-from odn.sessions import choose_runtime, open_chain, open_session
+from odn.runtimes import Session
+from odn.sessions import Answer, choose_runtime, open_answer, open_session
 from odn.texts import Tokenizer, pack
 
 _BATCH = 64
@@ -26,7 +26,6 @@ _BATCH = 64
 _SMALL_SECONDS = 2e-4
 _MAX_LINE_BYTES = 16 * 1024**2
 _Decoded = tuple[Sequence[Path], list[Pixels | BadImage]]
-_Answer = Callable[[Pixels], tuple[Logits, Any]]  # with the depths at which inputs left, if any did early
 
 
 def cpu_count() -> int:
@@ -60,16 +59,11 @@ def predict_files(
     manifest = read_manifest(directory)
     if manifest.texts:
         raise UsageError(f"{directory} reads texts, not images; use predict_texts")
-    name = choose_runtime(manifest, runtime)
-    if name == "routed":
-        return _predict(open_chain(directory, manifest, threads or cpu_count()), manifest, paths)
-    session = open_session(directory, manifest, name, threads or cpu_count())
-    return _predict(lambda images: (session(images), None), manifest, paths)
+    answer = open_answer(directory, manifest, choose_runtime(manifest, runtime), threads or cpu_count())
+    return _predict(answer, manifest, paths)
 
 
-def _predict(
-    answer: _Answer, manifest: Manifest, paths: Iterable[Path]
-) -> Iterator[tuple[Path, Prediction | BadImage]]:
+def _predict(answer: Answer, manifest: Manifest, paths: Iterable[Path]) -> Iterator[tuple[Path, Prediction | BadImage]]:
     workers = min(4, cpu_count())
     source = iter(paths)
     waiting: collections.deque[Future[_Decoded]] = collections.deque()
@@ -104,16 +98,10 @@ def _decode_all(paths: Sequence[Path], shape: tuple[int, int, int]) -> _Decoded:
 
 
 def _classify(
-    answer: _Answer, manifest: Manifest, paths: Sequence[Path], decoded: list[Pixels | BadImage]
+    answer: Answer, manifest: Manifest, paths: Sequence[Path], decoded: list[Pixels | BadImage]
 ) -> Iterator[tuple[Path, Prediction | BadImage]]:
     images = [image for image in decoded if not isinstance(image, BadImage)]
-    said: list[Prediction] = []
-    if images:
-        logits, depths = answer(np.stack(images))
-        said = manifest.predictions(logits)
-        if depths is not None:
-            said = [replace(one, depth=depth) for one, depth in zip(said, depths.tolist(), strict=True)]
-    predictions = iter(said)
+    predictions = iter(manifest.predictions(*answer(np.stack(images))) if images else [])
     for path, image in zip(paths, decoded, strict=True):
         yield path, image if isinstance(image, BadImage) else next(predictions)
 

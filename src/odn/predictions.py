@@ -15,6 +15,7 @@ from odn.runtimes import Logits
 from odn.tasks import Task
 
 Labels = npt.NDArray[Any]
+Answered = tuple[Logits, Labels | None]  # with the depth at which each input left, where some may leave early
 
 
 @dataclass(frozen=True, kw_only=True)

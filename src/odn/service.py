@@ -19,7 +19,7 @@ from odn.guard import Limits, Refused
 from odn.images import BadImage, Pixels, Preprocessing, decode, image_warnings
 from odn.manifest import Manifest, read_manifest
 from odn.predicting import cpu_count
-from odn.sessions import choose_runtime, open_session
+from odn.sessions import choose_runtime, open_answer
 
 if TYPE_CHECKING:
     from fastapi import FastAPI, Request
@@ -46,8 +46,8 @@ class Service:
             raise UsageError(f"{directory} reads texts, odn serve answers with images alone; use odn predict --text")
         self.runtime = choose_runtime(self.manifest, runtime)
         self.limits = limits
-        session = open_session(directory, self.manifest, self.runtime, threads or cpu_count())
-        self.batcher = Batcher(session, _MAX_BATCH, limits.queue)
+        network = open_answer(directory, self.manifest, self.runtime, threads or cpu_count())
+        self.batcher = Batcher(network, _MAX_BATCH, limits.queue)
         self.decoders = ThreadPoolExecutor(min(4, cpu_count()), thread_name_prefix="decode")
 
     @contextlib.asynccontextmanager
@@ -70,7 +70,7 @@ class Service:
             files: their encoded content.
 
         Returns:
-            ``label``, ``probability`` and ``values`` of each.
+            ``label``, ``probability`` and ``values`` of each; of a routed network ``depth``, at which the image left.
 
         Raises:
             Refused: when there are none or too many, one cannot be decoded, or too many images wait.
@@ -81,12 +81,13 @@ class Service:
             raise Refused(413, "too_many_images", f"{len(files)} images; allowed: {self.limits.images} per request")
         images = await asyncio.get_running_loop().run_in_executor(self.decoders, self._decode, files)
         try:
-            logits = await self.batcher.run(images)
+            answered = await self.batcher.run(images)
         except Overloaded as error:
             raise Refused(503, "overloaded", f"{self.limits.queue} images are waiting; try again") from error
         return [
             {"label": p.label, "probability": p.probability, "values": dict(p.values)}
-            for p in self.manifest.predictions(logits)
+            | ({} if p.depth is None else {"depth": p.depth})
+            for p in self.manifest.predictions(*answered)
         ]
 
     def _decode(self, files: Sequence[IO[bytes]]) -> Pixels:

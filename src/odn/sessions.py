@@ -1,15 +1,17 @@
 """Opening the files of an artifact for use: checked, and without torch where a runtime does without."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from odn.errors import UsageError, did_you_mean
 from odn.manifest import Manifest, check_files
+from odn.predictions import Answered
 from odn.runtimes import RUNTIMES, Logits, Session, routed, torch_session
 from odn.texts import Batch
 
+Answer = Callable[[Batch], Answered]
 # What files from strangers may be opened with, the first in an artifact being the default.
 USABLE = ("onnx", "int8", "torch", "routed")
 
@@ -59,19 +61,23 @@ def open_session(directory: Path, manifest: Manifest, runtime: str, threads: int
     return RUNTIMES[runtime].open(directory, threads)
 
 
-def open_chain(directory: Path, manifest: Manifest, threads: int) -> routed.Chain:
-    """Make the stages of a routed network ready to run.
+def open_answer(directory: Path, manifest: Manifest, runtime: str, threads: int) -> Answer:
+    """Make a runtime's files ready to run, as ``open_session`` does, and keep where inputs leave a routed network.
 
     Args:
         directory: the artifact.
         manifest: its manifest.
+        runtime: a name that the manifest has files for.
         threads: to compute with.
 
     Returns:
-        What gives logits, and the depth at which each input left.
+        What gives logits, and the depth at which each input left; None instead where all pass the whole network.
     """
-    check_files(directory, manifest, "routed")
-    return routed.open_chain(directory, threads)
+    if runtime == "routed":
+        check_files(directory, manifest, runtime)
+        return routed.open_chain(directory, threads)
+    session = open_session(directory, manifest, runtime, threads)
+    return lambda inputs: (session(inputs), None)
 
 
 def _open_torch(directory: Path, threads: int) -> Session:
