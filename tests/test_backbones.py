@@ -364,12 +364,20 @@ def test_a_name_that_two_libraries_have_is_torchvisions_and_timms_carries_its_ow
         find_backbone("convnext_atto")
     with pytest.raises(UsageError, match=r"timm has no network 'convnext_ato'.*Did you mean 'timm/convnext_atto'\?"):
         find_backbone("timm/convnext_ato")
+    assert find_backbone("timm/resnet18.a1_in1k").name == "timm/resnet18.a1_in1k"
+    with pytest.raises(
+        UsageError, match=r"timm has no weights 'a9_in1k' for 'timm/resnet18'; allowed: a1_in1k, a2_in1k, .*tv_in1k"
+    ):
+        find_backbone("timm/resnet18.a9_in1k")
 
 
 def test_any_timm_name_works_whose_structure_is_understood():
     pytest.importorskip("timm")
     assert "timm/edgenext_xx_small" not in BACKBONES
     assert build_network("timm/edgenext_xx_small", (3, 64, 64), 2, device="meta").max_depth == 12
+    assert build_network("timm/beit_base_patch16_224", (3, 32, 32), 2, device="meta").max_depth == 12
+    tagged = build_network("timm/vit_tiny_patch16_224.augreg_in21k", (3, 32, 32), 2, device="meta")
+    assert rebuild(tagged.spec, "meta").max_depth == 12
 
 
 @pytest.mark.parametrize(
@@ -415,7 +423,11 @@ def test_too_small_images_name_the_smallest_that_fits(name, smallest):
     ("name", "shape", "message"),
     [
         ("vit_b_16", (1, 28, 28), "28x28 do not fit 'vit_b_16': its sides have to be multiples of 16.* to 32x32"),
-        ("vit_b_16", (3, 16, 32), "16x32 do not fit 'vit_b_16', though 224x224 would: .* it takes square ones"),
+        (
+            "vit_b_16",
+            (3, 16, 32),
+            "16x32 do not fit 'vit_b_16', though 224x224 would: it takes square ones; resize them",
+        ),
         ("timm/vit_tiny_patch16_224", (3, 40, 40), "40x40 do not fit .*: its sides have to be multiples of 16"),
         ("timm/efficientformer_l1", (3, 64, 64), "64x64 are too small for .* smallest it can take is 193x193"),
         ("timm/efficientformer_l1", (3, 256, 256), "256x256 do not fit .*, though 224x224 would"),

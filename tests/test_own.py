@@ -297,6 +297,26 @@ def test_blocks_that_read_or_give_more_than_a_tensor_are_refused():
     refused(network, "block 'layers.0' does not turn one tensor into one tensor")
 
 
+def test_a_further_argument_without_a_value_does_not_matter():
+    class Two(Block):
+        def forward(self, x, scale=None):
+            return super().forward(x)
+
+    class Told(Own):
+        def stem(self, x):
+            return super().stem(x) + 1  # code, so that the stem is the network up to its first block
+
+        def forward(self, x):
+            return self.layers[1](self.layers[0](self.stem(x), scale=None), None)
+
+    network = Told()
+    network.layers = nn.ModuleList([Two(), Two()])
+    settled(network)
+    x = torch.randn(2, 1, 8, 8)
+    cut = partition(network, IMAGES, blocks=["layers.#"]).eval()
+    torch.testing.assert_close(cut.blocks[1](cut.blocks[0](cut.stem(x))), network(x))
+
+
 def test_requests_that_make_no_sense_are_refused():
     refused(
         Own(),
@@ -306,6 +326,8 @@ def test_requests_that_make_no_sense_are_refused():
     refused(Own(), r'needs to be told where its blocks are; .*, e.g. blocks=\["layer#.#"\]', blocks=[])
     wrong = SimpleNamespace(input_shape=(3, 8, 8), classes=("a", "b"))
     refused(Own(), "the network cannot take an input of shape 3x8x8: ", data=wrong)
+    refused(Own().half(), r"'conv.weight' is torch.float16; allowed: torch.float32, as network.float\(\) makes it")
+    refused(lambda x: x, "a network is a name or a torch.nn.Module, not function")
     with pytest.raises(UsageError, match="blocks and head are for networks of your own; leave them out for 'resnet18'"):
         partition("resnet18", IMAGES, blocks=["layer#.#"])
     with pytest.raises(UsageError, match="width, vocabulary and weights are for backbones with a name; leave them out"):

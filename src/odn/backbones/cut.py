@@ -43,7 +43,8 @@ class _Reached(Exception):
 
 @final
 class _Exit(nn.Module):
-    def __call__(self, features: Tensor) -> Tensor:
+    def __call__(self, features: Tensor, *_nothing: None, **_none: None) -> Tensor:
+        # Some networks name the block's further arguments though they have nothing to give.
         raise _Reached(features)
 
 
@@ -80,7 +81,8 @@ class UpToFirstBlock(nn.Module):
                 name = _parent(name)
         above = keep - {first}  # the first block itself is left whole: it lives on as a block
         for name in [name for name, _ in network.named_modules() if name not in keep and _parent(name) in above]:
-            _take_out(network, name)
+            # Code of the parent may look at it, or count its children, before the first block.
+            _replace(network, name, nn.Identity())
         _replace(network, first, _Exit())
         while first:
             first = _parent(first)
@@ -102,14 +104,6 @@ def _parent(name: str) -> str:
 
 def _replace(network: nn.Module, name: str, value: nn.Module | None) -> None:
     setattr(network.get_submodule(_parent(name)), name.rpartition(".")[2], value)
-
-
-def _take_out(network: nn.Module, name: str) -> None:
-    parent = network.get_submodule(_parent(name))
-    if isinstance(parent, nn.Sequential | nn.ModuleList | nn.ModuleDict):
-        del parent._modules[name.rpartition(".")[2]]
-    else:  # code of the parent may look at it before the first block
-        _replace(network, name, nn.Identity())
 
 
 def idle_parameters(stem: nn.Module, example: Tensor) -> list[str]:

@@ -83,20 +83,31 @@ def all_names() -> tuple[str, ...]:
     return tuple(PREFIX + name for name in _timm("listing its networks").list_models())
 
 
+@cache
+def _tagged_names() -> frozenset[str]:
+    """List them again with the tags of their weights, as ``timm/resnet18.a1_in1k``."""
+    listed = _timm("listing its networks").list_models(include_tags=True)
+    return frozenset(PREFIX + name for name in listed if "." in name)
+
+
 def find_timm(name: str) -> Backbone:
     """Return the entry of a timm network.
 
     Args:
-        name: with ``timm/`` in front.
+        name: with ``timm/`` in front; a tag behind it says which weights ``pretrained`` means.
 
     Returns:
         Its entry; whether it can be cut shows when it is made.
 
     Raises:
-        UsageError: when timm has no network of that name.
+        UsageError: when timm has no network of that name, or none with that tag.
     """
     _timm(f"backbone '{name}'")
-    if name not in all_names():
+    if name not in all_names() and name not in _tagged_names():
+        plain, _, tag = name.partition(".")
+        if plain in all_names():
+            tags = ", ".join(sorted(n.partition(".")[2] for n in _tagged_names() if n.startswith(f"{plain}.")))
+            raise UsageError(f"timm has no weights '{tag}' for '{plain}'; allowed: {tags or 'no tag'}")
         hint = did_you_mean(name, all_names())
         raise UsageError(f"timm has no network '{name.removeprefix(PREFIX)}'; see: odn backbones --library timm.{hint}")
     return entry(name)

@@ -58,9 +58,7 @@ def _make(inputs: Inputs, width: float, *, name: str, family: str, small: bool) 
         settings["zero_init_residual"] = True  # a new block whose shapes agree does not change the function
     if family == "vit":
         if height != width_pixels:
-            raise UsageError(
-                f"images of {height}x{width_pixels} do not fit '{name}': it takes square ones; resize them"
-            )
+            raise UsageError("it takes square ones; resize them")
         settings["image_size"] = height
     network: nn.Module
     if family == "regnet" and torch.get_default_device().type == "meta":

@@ -27,6 +27,18 @@ def take_own_apart(network: nn.Module, inputs: Inputs, blocks: Sequence[str]) ->
     Raises:
         UsageError: when the blocks are no chain, with the first one at which it breaks.
     """
+    if not isinstance(network, nn.Module):
+        raise UsageError(f"a network is a name or a torch.nn.Module, not {type(network).__name__}")
+    wrong = next(
+        (
+            (name, p.dtype)
+            for name, p in network.named_parameters()
+            if p.dtype != torch.float32 and p.is_floating_point()
+        ),
+        None,
+    )
+    if wrong:
+        raise UsageError(f"'{wrong[0]}' is {wrong[1]}; allowed: torch.float32, as network.float() makes it")
     if not blocks:
         raise UsageError(
             "a network of your own needs to be told where its blocks are; give their names or patterns, e.g. "
