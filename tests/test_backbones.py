@@ -322,9 +322,25 @@ def test_heads_end_as_their_family_does():
     assert [type(layer).__name__ for layer in convnext.after] == ["LayerNorm2d"]
     assert convnext.after[0].normalized_shape == (96,)
     vit = head("vit_b_32", 3)
-    assert vit.first_token
+    assert vit.first_tokens == 1
     assert [type(layer).__name__ for layer in vit.before] == ["LayerNorm"]
     assert list(head("resnet18", 8).before) == list(head("vgg11_bn", 7).before) == []
+
+
+def test_a_distilled_network_is_read_at_both_of_its_tokens():
+    timm = pytest.importorskip("timm")
+    torch.manual_seed(0)
+    theirs = unsettle(timm.create_model("deit_tiny_distilled_patch16_224", num_classes=0, img_size=32)).eval()
+    network = build_network("timm/deit_tiny_distilled_patch16_224", (3, 32, 32), CLASSES).eval()
+    network.stem.network.load_state_dict(theirs.state_dict(), strict=False)
+    for block, their_block in zip(network.blocks, theirs.blocks, strict=True):
+        block.load_state_dict(their_block.state_dict())
+    head = network.heads[-1]
+    head.before[0].load_state_dict(theirs.norm.state_dict())
+    head.linear = nn.Identity()
+    x = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        torch.testing.assert_close(network.prefix(network.max_depth)(x), theirs(x))
 
 
 @pytest.mark.parametrize(
@@ -389,6 +405,7 @@ def test_any_timm_name_works_whose_structure_is_understood():
         ("fastvit_t8", "what follows its last block is no row of layers"),
         ("vit_base_patch16_siglip_224", "it pools its features with 'map'"),
         ("resmlp_12_224", "behind its last block stands the layer Affine"),
+        ("test_nfnet", "behind its last block stands the layer ScaledStdConv2d"),
         ("densenet121", "its blocks stand nowhere where timm's families have them"),
     ],
 )
@@ -396,6 +413,17 @@ def test_timm_networks_that_cannot_be_cut_are_refused_with_the_reason(name, reas
     pytest.importorskip("timm")
     with pytest.raises(UsageError, match=f"'timm/{name}' cannot be partitioned: .*{reason}"):
         build_network(f"timm/{name}", (3, 224, 224), 2, device="meta")
+
+
+def test_a_name_that_is_a_directory_too_is_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "bert_tiny").mkdir()
+    assert find_backbone("bert_tiny").library == "transformers"
+    (tmp_path / "bert_tiny" / "config.json").write_text("{}")
+    with pytest.raises(
+        UsageError, match="'bert_tiny' is a backbone, and a directory here; write ./bert_tiny for it, or"
+    ):
+        find_backbone("bert_tiny")
 
 
 @pytest.mark.parametrize("library", ["timm", "transformers"])
@@ -431,6 +459,7 @@ def test_too_small_images_name_the_smallest_that_fits(name, smallest):
         ("timm/vit_tiny_patch16_224", (3, 40, 40), "40x40 do not fit .*: its sides have to be multiples of 16"),
         ("timm/efficientformer_l1", (3, 64, 64), "64x64 are too small for .* smallest it can take is 193x193"),
         ("timm/efficientformer_l1", (3, 256, 256), "256x256 do not fit .*, though 224x224 would"),
+        ("timm/levit_128s", (3, 100, 100), "100x100 do not fit 'timm/levit_128s', 96x96 would; resize them"),
         ("resnet18", (32,), "input shape 32 for 'resnet18'; allowed: channels x height x width, e.g. 3x32x32"),
         ("bert_tiny", (3, 32, 32), "input shape 3x32x32 for 'bert_tiny'; allowed: the number of tokens, e.g. 128"),
         ("bert_tiny", (513,), "texts of 513 tokens; allowed: up to 512, the positions of this bert"),

@@ -264,7 +264,43 @@ def test_state_that_blocks_share_outside_of_their_weights_is_refused():
 
     network = Own()
     network.layers = nn.ModuleList([Counting() for _ in range(3)])
+    refused(network, "in evaluation mode the network gives other numbers for the same input at 'layers.2'")
+
+
+def test_what_blocks_read_besides_their_input_is_refused():
+    class Told(Block):
+        def __init__(self, first):
+            super().__init__()
+            self.first = first
+
+        def forward(self, x):
+            x = super().forward(x)
+            self.first.setdefault("x", x)
+            return x + self.first["x"].mean()
+
+    class Telling(Own):
+        def stem(self, x):
+            self.first.clear()
+            return super().stem(x)
+
+    network = Telling()
+    network.first = {}
+    network.layers = nn.ModuleList([Told(network.first) for _ in range(3)])
     refused(network, "the blocks up to 'layers.2' give other numbers on their own than within the network")
+
+
+def test_code_that_looks_behind_the_blocks_is_refused_in_one_line():
+    class Behind(Own):
+        def stem(self, x):
+            return super().stem(x.to(self.linear.weight.dtype)) + 0
+
+    refused(Behind(), r"the network cannot be copied and run in parts \(.*\); build odn.PartitionedNetwork")
+
+
+def test_frozen_weights_of_what_comes_behind_are_left_out(tokens):
+    frozen = Tokens().requires_grad_(False)
+    stem = partition(frozen, IMAGES, blocks=["encoder.layers.#"], channel_dim=-1).stem
+    assert [name for name, _ in stem.named_parameters()] == [name for name, _ in tokens.stem.named_parameters()]
 
 
 def test_paths_that_depend_on_the_input_are_refused():
@@ -326,6 +362,10 @@ def test_requests_that_make_no_sense_are_refused():
     refused(Own(), r'needs to be told where its blocks are; .*, e.g. blocks=\["layer#.#"\]', blocks=[])
     wrong = SimpleNamespace(input_shape=(3, 8, 8), classes=("a", "b"))
     refused(Own(), "the network cannot take an input of shape 3x8x8: ", data=wrong)
+    with pytest.raises(UsageError, match=r"blocks is 'layers.#'; allowed: a list of names or patterns, e.g. blocks=\["):
+        partition(Own(), IMAGES, blocks="layers.#")
+    with pytest.raises(UsageError, match="channel_dim is 3; allowed: 1 as after convolutions, -1 as in tokens"):
+        partition(Own(), IMAGES, blocks=["layers.#"], channel_dim=3)
     refused(Own().half(), r"'conv.weight' is torch.float16; allowed: torch.float32, as network.float\(\) makes it")
     refused(lambda x: x, "a network is a name or a torch.nn.Module, not function")
     with pytest.raises(UsageError, match="blocks and head are for networks of your own; leave them out for 'resnet18'"):

@@ -319,6 +319,14 @@ def test_images_and_texts_are_not_mixed_up(run, refused, deployed, tmp_path):
     assert [p.label for p in artifact.predict(["a saw", "an apple"])] == ["tool", "fruit"]
 
 
+def test_weights_whose_tokens_are_others_are_refused(run, texts, refused, tmp_path):
+    message = "--weights and --pretrained (weights and pretrained of a recipe) are for images; a run on texts trains a"
+    started = ("run", texts, *FLAGS, "--run", tmp_path / "run")
+    assert message in refused(*started, "--weights", run / "artifact" / "weights.safetensors", code=2)
+    assert message in refused(*started, "--pretrained", code=2)
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_run_on_texts_resumes_to_the_same_report(run, odn, tmp_path):
     before = (run / "artifact" / "weights.safetensors").read_bytes()
     code, _, err = odn("run", "--run", run, "--resume")

@@ -49,7 +49,8 @@ class Head(nn.Module):
         classes: logits it gives.
         channel_dim: where the channels stand in the features: 1 as after convolutions, -1 as in tokens (B, N, C).
         norm_dim: where the layers in front of the pooling want them.
-        first_token: read the first token, the class token, instead of the mean over all positions.
+        first_tokens: read the mean of so many tokens at the front, such as the class token, instead of that over all
+            positions; 0 reads the latter.
         skip: positions at the front of a row of tokens that the mean leaves out.
         before: layers in front of the pooling.
         after: layers behind it.
@@ -64,7 +65,7 @@ class Head(nn.Module):
         *,
         channel_dim: Literal[1, -1] = 1,
         norm_dim: Literal[1, -1] | None = None,
-        first_token: bool = False,
+        first_tokens: int = 0,
         skip: int = 0,
         before: Sequence[nn.Module] = (),
         after: Sequence[nn.Module] = (),
@@ -73,7 +74,7 @@ class Head(nn.Module):
     ) -> None:
         super().__init__()
         self.channel_dim, self.norm_dim = channel_dim, norm_dim or channel_dim
-        self.first_token, self.skip, self.after_map = first_token, skip, after_map
+        self.first_tokens, self.skip, self.after_map = first_tokens, skip, after_map
         self.before, self.after = nn.Sequential(*before), nn.Sequential(*after)
         self.linear = nn.Linear(width or channels, classes)
 
@@ -82,8 +83,8 @@ class Head(nn.Module):
         if self.norm_dim != self.channel_dim:
             features = features.movedim(self.channel_dim, self.norm_dim)
         features = self.before(features)
-        if self.first_token:
-            pooled = features[:, 0]
+        if self.first_tokens:
+            pooled = features[:, : self.first_tokens].mean(1)
         else:
             positions = tuple(range(1, features.ndim - 1) if self.norm_dim == -1 else range(2, features.ndim))
             pooled = features[:, self.skip :] if self.skip else features
@@ -158,7 +159,8 @@ def resized(layer: nn.Module, channels: int) -> tuple[nn.Module, int]:
     Raises:
         UsageError: when it is a layer of another kind.
     """
-    if isinstance(layer, nn.Conv2d) and layer.kernel_size == (1, 1) and layer.groups == 1:
+    plain = {name for name, _ in layer.named_parameters()} <= {"weight", "bias"}  # NFNets' have a gain as well
+    if plain and isinstance(layer, nn.Conv2d) and layer.kernel_size == (1, 1) and layer.groups == 1:
         width = max(1, round(channels * layer.out_channels / layer.in_channels))
         convolution = nn.Conv2d(channels, width, 1, bias=layer.bias is not None)
         nn.init.kaiming_normal_(convolution.weight, mode="fan_out", nonlinearity="relu")

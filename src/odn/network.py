@@ -85,6 +85,8 @@ def partition(
             )
         if width != 1 or vocabulary or weights is not None:
             raise UsageError("width, vocabulary and weights are for backbones with a name; leave them out")
+        if channel_dim not in (1, -1):
+            raise UsageError(f"channel_dim is {channel_dim}; allowed: 1 as after convolutions, -1 as in tokens")
         inputs = Inputs(shape=tuple(data.input_shape), dtype=input_dtype)
         parts, shapes = take_own_apart(backbone, inputs, blocks)
         if head is not None:

@@ -106,6 +106,7 @@ def start_network(config: RunConfig, data: DataSpec, path: Path, *, resume: bool
         The network.
 
     Raises:
+        UsageError: when a run on texts is to start from weights.
         OdnError: when the weights are not those that the settings name.
     """
     if resume:
@@ -115,6 +116,11 @@ def start_network(config: RunConfig, data: DataSpec, path: Path, *, resume: bool
         network = partition(config.backbone, data, width=config.width, seed=config.seed)
         network.origin = Origin(blocks=start.blocks, source=start.source, sha256=config.weights_sha256)
         return network
+    if data.texts and (config.weights or config.pretrained):
+        raise UsageError(
+            "--weights and --pretrained (weights and pretrained of a recipe) are for images; a run on texts trains a "
+            "tokenizer of its own, to whose tokens trained embeddings do not belong: leave them out"
+        )
     with first_on_each_machine() if config.pretrained else contextlib.nullcontext():  # it may have to download
         network = partition(
             config.backbone,

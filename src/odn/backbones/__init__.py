@@ -51,9 +51,14 @@ def _find(name: str, config: Mapping[str, object] | None) -> Backbone:
         return from_transformers.find_config(name.removeprefix("transformers/"), config)
     if name.startswith(from_timm.PREFIX):
         return from_timm.find_timm(name)
+    directory = (Path(name) / "config.json").is_file()
+    if name in BACKBONES and directory:
+        raise UsageError(
+            f"'{name}' is a backbone, and a directory here; write ./{name} for it, or give it another name"
+        )
     if name in BACKBONES:
         return BACKBONES[name]
-    if (Path(name) / "config.json").is_file():
+    if directory:
         return from_transformers.find_directory(Path(name))
     # A bare name is ours or torchvision's; that timm has one too does not matter, unless only timm has it.
     if from_timm.installed() and from_timm.PREFIX + name in from_timm.all_names():

@@ -1,5 +1,6 @@
 """Cut a network along its chain into a stem, blocks, and what makes heads for them."""
 
+import copy
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,14 +21,15 @@ class Pooling:
     """How a network reduces the features of its last block to a vector.
 
     Attributes:
-        first_token: takes the first token, the class token; otherwise the mean.
+        first_tokens: takes the mean of so many tokens at the front: one is the class token, a second one that of
+            distillation; 0 takes the mean over all others.
         skip: tokens at the front that the mean leaves out.
         channels_last: whether feature maps are (B, H, W, C); tokens are (B, N, C) anyway.
         tail: whether the norms and convolutions behind the last block belong to the features, and not to a classifier
             of several layers.
     """
 
-    first_token: bool = False
+    first_tokens: int = 0
     skip: int = 0
     channels_last: bool = False
     tail: bool = True
@@ -118,7 +120,8 @@ def idle_parameters(stem: nn.Module, example: Tensor) -> list[str]:
     Returns:
         Names, as of ``stem.named_parameters()``.
     """
-    parameters = {name: p for name, p in stem.named_parameters() if p.requires_grad}
+    stem = copy.deepcopy(stem).requires_grad_()  # frozen ones count as well
+    parameters = dict(stem.named_parameters())
     if not parameters:
         return []
     with torch.device("meta"), torch.enable_grad():
@@ -200,7 +203,7 @@ def _head(
         width=width,
         channel_dim=1 if map_first else -1,
         norm_dim=-1 if norm_last or not map_first else 1,
-        first_token=pooling.first_token and len(shape) == 2,
+        first_tokens=pooling.first_tokens if len(shape) == 2 else 0,
         skip=pooling.skip if len(shape) == 2 else 0,
         before=before,
         after=after,

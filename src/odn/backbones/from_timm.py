@@ -191,7 +191,8 @@ def _cut(network: nn.Module, chain: Chain | None) -> Parts:
         network,
         chain,
         Pooling(
-            first_token=kind == "token",
+            # A distilled network has a classifier for each of two tokens.
+            first_tokens=(2 if hasattr(network, "head_dist") else 1) if kind == "token" else 0,
             skip=getattr(network, "num_prefix_tokens", 0),
             channels_last=getattr(network, "output_fmt", "NCHW") == "NHWC",
             tail=not hasattr(network, "pre_logits"),  # VGG's hidden layers belong to its classifier

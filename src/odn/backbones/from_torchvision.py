@@ -152,7 +152,7 @@ BACKBONES = tuple(
         cut=partial(
             cut,
             pooling=Pooling(
-                first_token=family == "vit",
+                first_tokens=int(family == "vit"),
                 channels_last=family == "swin",
                 tail=family != "vgg",  # behind VGG's blocks stands a classifier of three layers
             ),

@@ -266,5 +266,5 @@ def _misfit(weights: Weights, backbone: str, name: str, wanted: _Shape | None) -
 
     return (
         f"{weights.source} does not fit '{backbone}' at '{name}': it has {say(weights.shapes.get(name))}, the network "
-        f"{say(wanted)}; give weights of the same backbone, made for the same images"
+        f"{say(wanted)}; give weights of the same backbone, made for the same inputs"
     )

@@ -121,6 +121,11 @@ def _reason(backbone: Backbone, inputs: Inputs, width: float, error: OdnError) -
         )
     count = bisect.bisect_left(range(native // step), True, key=lambda number: fits((number + 1) * step))
     smallest = (count + 1) * step
+    # Some attention needs sides that halve evenly, so that not all above the smallest fit.
+    even = {number * (min(sides) // number + up) for number in (16, 32) for up in (0, 1)} - {0}
+    for other in sorted(even, key=lambda other: abs(other - min(sides))):
+        if other < smallest and fits(other):
+            return f"images of {given} do not fit '{backbone.name}', {other}x{other} would; resize them"
     if min(sides) < smallest:
         return (
             f"images of {given} are too small for '{backbone.name}': the smallest it can take is "

@@ -130,10 +130,11 @@ def _run(network: nn.Module, example: Tensor) -> None:
             network(example)
     except Exception as error:
         text = " ".join(str(error).split())[:200]
-        if "meta tensor" in text or "Meta" in text:
+        if "meta tensor" in text or "Meta" in text or "device meta" in text:
             raise UsageError(
-                "the network's path depends on the values of its input, or it makes tensors on a device of its own "
-                f"choice ({text}); a network that can be cut does the same for every input, on every device"
+                "the network's path depends on the values of its input, or it has tensors on a device of their own "
+                f"({text}); a network that can be cut does the same for every input, on every device, and its tensors "
+                "are parameters or buffers (register_buffer)"
             ) from error
         shape = "x".join(map(str, example.shape[1:]))
         raise UsageError(f"the network cannot take an input of shape {shape}: {text}") from error
