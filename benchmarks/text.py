@@ -98,7 +98,8 @@ def main() -> None:
         "alone, trained, judged and "
         "fine-tuned by the same rules. TREC brings no validation split, a tenth of its training questions is held out; "
         "SST-2 brings one. `low` and `high` bound the test accuracy (Wilson, 95 %). `cost_vs_full` is the cost in "
-        "training MACs relative to 30 epochs of the full depth. A dash in `seconds` is a run after an interruption."
+        "training MACs relative to 30 epochs of the full depth. Two cells ran at a time, each on one thread, and other "
+        "work beside them, so that seconds are upper bounds; a dash there is a run after an interruption."
     )
     write_page(cells.path, "Texts: TREC and SST-2 from scratch", text, bars, cells.rows, COLUMNS)
 
