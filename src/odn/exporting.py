@@ -90,25 +90,30 @@ def export(
         if runtimes:
             source = _export_of(deployed, data, train)
             exports = _export_each(runtimes, source, comparison, partial, config.max_drop)
-        kept = [export.runtime for export in exports if export.kept]
-        manifest = Manifest(
-            labels=data.classes,
-            preprocessing=data.preprocessing,
-            task=data.task,
-            metric=data.metric,
-            target_mean=data.target_mean,
-            target_std=data.target_std,
-            dataset=TrainedOn(name=data.name, train=data.train_count, valid=data.valid_count, seed=data.seed),
-            versions=_versions(kept),
-            files={
-                name: sha256(read_bytes(partial / name)) for runtime in ("torch", *kept) for name in files_of(runtime)
-            },
-            exports=tuple(exports),
-        )
-        for name in manifest.shared_files:
-            manifest.files[name] = sha256(read_bytes(partial / name))
-        write_manifest(manifest, partial)
+        write_manifest(_manifest(data, exports, partial), partial)
     return directory
+
+
+def _manifest(data: DataSpec, exports: Sequence[Exported], directory: Path) -> Manifest:
+    """Describe the files that stand in a directory."""
+    kept = [export.runtime for export in exports if export.kept]
+    manifest = Manifest(
+        labels=data.classes,
+        preprocessing=data.preprocessing,
+        task=data.task,
+        metric=data.metric,
+        target_mean=data.target_mean,
+        target_std=data.target_std,
+        dataset=TrainedOn(name=data.name, train=data.train_count, valid=data.valid_count, seed=data.seed),
+        versions=_versions(kept),
+        files={
+            name: sha256(read_bytes(directory / name)) for runtime in ("torch", *kept) for name in files_of(runtime)
+        },
+        exports=tuple(exports),
+    )
+    for name in manifest.shared_files:
+        manifest.files[name] = sha256(read_bytes(directory / name))
+    return manifest
 
 
 def check_runtimes(config: ExportConfig, *, texts: bool) -> None:

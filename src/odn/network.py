@@ -89,14 +89,16 @@ def partition(
             raise UsageError(f"channel_dim is {channel_dim}; allowed: 1 as after convolutions, -1 as in tokens")
         inputs = Inputs(shape=tuple(data.input_shape), dtype=input_dtype)
         parts, shapes = take_own_apart(backbone, inputs, blocks)
-        if head is not None:
-            heads = [head(shape, classes) for shape in shapes]
-        elif task == "segmentation":
-            heads = [mask_head("this network", inputs.shape, channel_dim < 0, shape, classes) for shape in shapes]
-        else:
-            heads = [Head(shape[min(channel_dim, 0)], classes, channel_dim=channel_dim) for shape in shapes]
+        make = head or _head_maker(inputs, task, channel_dim)
+        heads = [make(shape, classes) for shape in shapes]
         origin = Origin(blocks=len(heads), source="the network as it came", sha256="") if pretrained else None
         return PartitionedNetwork(parts.stem, parts.blocks, heads, origin=origin)
+
+
+def _head_maker(inputs: Inputs, task: Task, channel_dim: Literal[1, -1]) -> Callable[[tuple[int, ...], int], nn.Module]:
+    if task == "segmentation":
+        return partial(mask_head, "this network", inputs.shape, channel_dim < 0)
+    return lambda shape, classes: Head(shape[min(channel_dim, 0)], classes, channel_dim=channel_dim)
 
 
 def build_network(

@@ -9,6 +9,7 @@ from odn.command import DONE, FAILED, TARGET_MISSED, Switch, print_json
 
 if TYPE_CHECKING:
     from odn.choosing import Judged
+    from odn.specializing import Specialized
 
 
 def specialize_command(
@@ -98,6 +99,11 @@ def specialize_command(
             f"valid {result.valid_score:.4f}, {result.seconds:.1f} s; artifact: {result.directory / 'artifact'}; next: "
             f"odn report {result.directory}"
         )
+    return _outcome(result)
+
+
+def _outcome(result: "Specialized") -> int:
+    """Say what did not become of it, and choose the exit code."""
     refused = [export for export in result.exports if not export.kept]
     for export in refused:
         print(f"odn: {export.runtime}: not kept: {export.reason}", file=sys.stderr)

@@ -95,16 +95,8 @@ def specialize(
     result = outcome_of(run, config)
     if not constraints.given:
         constraints = dataclasses.replace(constraints, target=result.target_accuracy or None)
-    if constraints.max_latency_ms is not None and device is None:
-        raise UsageError(
-            "--max-latency-ms needs --device TABLE.json; measure one with: odn profile RUN --latency --out TABLE.json"
-        )
     export = export or ExportConfig(to=_files_for(device))
-    if device is not None and not set(_files_for(device)) <= set(export.to):
-        raise UsageError(
-            f"the device table was measured in {device.runtime}, the artifact gets {', '.join(('torch', *export.to))}; "
-            f"add --to {device.runtime}, or measure another one with: odn profile {run} --latency --runtime torch"
-        )
+    _check_device(run, constraints, device, export)
     curve = curve_of(result.records)
     rows = choose(candidates(run, curve, config.expand, device), constraints)
     depth = next(row.candidate.depth for row in rows if row.verdict == "chosen")
@@ -143,6 +135,18 @@ def specialize(
         rows=tuple(rows),
         seconds=time.perf_counter() - begin,
     )
+
+
+def _check_device(run: Path, constraints: Constraints, device: DeviceTable | None, export: ExportConfig) -> None:
+    if constraints.max_latency_ms is not None and device is None:
+        raise UsageError(
+            "--max-latency-ms needs --device TABLE.json; measure one with: odn profile RUN --latency --out TABLE.json"
+        )
+    if device is not None and not set(_files_for(device)) <= set(export.to):
+        raise UsageError(
+            f"the device table was measured in {device.runtime}, the artifact gets {', '.join(('torch', *export.to))}; "
+            f"add --to {device.runtime}, or measure another one with: odn profile {run} --latency --runtime torch"
+        )
 
 
 def _files_for(device: DeviceTable | None) -> tuple[str, ...]:
