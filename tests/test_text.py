@@ -200,7 +200,7 @@ def test_what_images_cannot_have_is_refused(npz, refused):
 def test_an_encoder_with_another_padding_is_refused(texts, tmp_path, refused):
     (tmp_path / "config.json").write_text('{"model_type": "roberta", "pad_token_id": 1, "vocab_size": 300}')
     line = refused("run", texts, "--target", "0.9", "--backbone", tmp_path, code=2)
-    assert "pads texts with the id 1, odn with 0; set pad_token_id to 0 in its config.json" in line
+    assert "pads texts with the id 1, odn with 0; set pad_token_id to 0 in a copy of its config.json, without" in line
 
 
 def test_texts_too_large_for_the_memory_are_refused(texts, monkeypatch):

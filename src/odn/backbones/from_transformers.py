@@ -178,7 +178,7 @@ def _readable(name: str, family: str, config: Config) -> int:
     if settings.pad_token_id != PADDING:
         raise UsageError(
             f"{name} pads texts with the id {settings.pad_token_id}, odn with {PADDING}; set pad_token_id "
-            f"to {PADDING} in its config.json"
+            f"to {PADDING} in a copy of its config.json, without its weights, which were trained with the other id"
         )
     return _positions(settings, family)
 
