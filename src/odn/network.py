@@ -12,7 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from odn.backbones import Inputs, Origin, find_backbone, find_weights, take_apart, take_own_apart
+from odn.backbones import Inputs, Origin, find_backbone, find_weights, refuse_namesake, take_apart, take_own_apart
 from odn.errors import OdnError, UsageError
 from odn.layers import Head, mask_head
 from odn.partitioned import Network as Network
@@ -73,6 +73,7 @@ def partition(
         if isinstance(backbone, str):
             if blocks or head is not None:
                 raise UsageError(f"blocks and head are for networks of your own; leave them out for '{backbone}'")
+            refuse_namesake(backbone)
             return build_network(
                 backbone,
                 data.input_shape,

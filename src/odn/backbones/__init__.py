@@ -46,19 +46,33 @@ def find_backbone(name: str, width: float = 1.0, config: Mapping[str, object] | 
     return backbone
 
 
+def refuse_namesake(name: str) -> None:
+    """Make sure that a name which a user gives does not mean two things; what is stored means the registry's.
+
+    Args:
+        name: of a backbone.
+
+    Raises:
+        UsageError: when an encoder's directory has the same name.
+    """
+    if name in BACKBONES and _is_encoder(Path(name)):
+        raise UsageError(
+            f"'{name}' is a backbone, and a directory here; write ./{name} for it, or give it another name"
+        )
+
+
+def _is_encoder(directory: Path) -> bool:
+    return (directory / "config.json").is_file()
+
+
 def _find(name: str, config: Mapping[str, object] | None) -> Backbone:
     if config is not None:
         return from_transformers.find_config(name.removeprefix("transformers/"), config)
     if name.startswith(from_timm.PREFIX):
         return from_timm.find_timm(name)
-    directory = (Path(name) / "config.json").is_file()
-    if name in BACKBONES and directory:
-        raise UsageError(
-            f"'{name}' is a backbone, and a directory here; write ./{name} for it, or give it another name"
-        )
     if name in BACKBONES:
         return BACKBONES[name]
-    if directory:
+    if _is_encoder(Path(name)):
         return from_transformers.find_directory(Path(name))
     # A bare name is ours or torchvision's; that timm has one too does not matter, unless only timm has it.
     if from_timm.installed() and from_timm.PREFIX + name in from_timm.all_names():
