@@ -1,6 +1,8 @@
 """What several tests share: small data made on the spot, the command, and real data where it is at hand."""
 
+import json
 import os
+import random
 from pathlib import Path
 
 import numpy as np
@@ -130,4 +132,28 @@ def pictures(tmp_path_factory) -> Path:
         path.parent.mkdir(exist_ok=True)
         Image.fromarray(image).save(path)
     (folder / ".hidden").write_text("no image")
+    return folder
+
+
+WORDS = {"fruit": ("apple", "pear", "plum"), "tool": ("hammer", "saw", "drill"), "sea": ("wave", "tide", "reef")}
+FILLERS = ["the", "a", "some", "my", "your", "of", "with", "near", "under", "very", "big", "small"]
+
+
+def sentences(count, seed):
+    """Easy texts: one word among fillers tells the class."""
+    draw = random.Random(seed)
+    for index in range(count):
+        label = list(WORDS)[index % 3]
+        words = draw.choices(FILLERS, k=draw.randint(2, 8))
+        words.insert(draw.randrange(len(words)), draw.choice(WORDS[label]))
+        yield " ".join(words), label
+
+
+@pytest.fixture(scope="session")
+def texts(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data") / "sentences"
+    folder.mkdir()
+    for seed, (name, count) in enumerate((("train", 320), ("valid", 60), ("test", 60))):
+        lines = (json.dumps({"text": text, "label": label}) for text, label in sentences(count, seed))
+        (folder / f"{name}.jsonl").write_text("\n".join(lines))
     return folder

@@ -310,7 +310,7 @@ def test_a_directory_of_transformers_gives_its_weights(tmp_path):
     theirs = whole.bert.encoder.layer[1].output.dense.weight
     assert torch.equal(network.blocks[1].layer.output.dense.weight, theirs)
     (tmp_path / "model.safetensors").unlink()
-    with pytest.raises(UsageError, match="has no model.safetensors; save the encoder there with save_pretrained"):
+    with pytest.raises(UsageError, match="has no model.safetensors; save_pretrained of the encoder or of its tok"):
         partition(str(tmp_path), Shape((12,)), pretrained=True)
 
 

@@ -134,6 +134,11 @@ def test_the_page_is_self_contained_and_draws_both_charts():
     assert "60.00%" in text
 
 
+def test_a_target_far_below_all_scores_is_in_the_picture():
+    text = page(records([1000, 1000]), target_accuracy=0.5)  # warnings of the layout are errors
+    assert text.count("<!-- target 0.5 -->") == 2
+
+
 def test_the_page_is_the_same_for_the_same_figures():
     assert page(RECORDS) == page(RECORDS)
 

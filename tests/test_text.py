@@ -3,7 +3,6 @@
 import hashlib
 import io
 import json
-import random
 import subprocess
 import sys
 
@@ -14,37 +13,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import odn as library
+from conftest import sentences
 from odn.config import AugmentConfig, DataConfig, TrainConfig
 from odn.data import load_data, plain_batches, training_batches
 from odn.data.augment import drop_tokens
 from odn.errors import OdnError, UsageError
 from odn.optimizers import settled
-from odn.texts import FEWEST, MASK, PADDING, Tokenizer, fitting_length, fitting_vocabulary, train_tokenizer
+from odn.texts import FEWEST, MASK, PADDING, fitting_length, fitting_vocabulary
+from odn.tokenizer import Tokenizer, train_tokenizer
 
 pytest.importorskip("tokenizers", reason="needs the extra text: pip install 'optimally-deep[text]'")
-WORDS = {"fruit": ("apple", "pear", "plum"), "tool": ("hammer", "saw", "drill"), "sea": ("wave", "tide", "reef")}
-FILLERS = ["the", "a", "some", "my", "your", "of", "with", "near", "under", "very", "big", "small"]
 CPU = torch.device("cpu")
-
-
-def sentences(count, seed):
-    """Easy texts: one word among fillers tells the class."""
-    draw = random.Random(seed)
-    for index in range(count):
-        label = list(WORDS)[index % 3]
-        words = draw.choices(FILLERS, k=draw.randint(2, 8))
-        words.insert(draw.randrange(len(words)), draw.choice(WORDS[label]))
-        yield " ".join(words), label
-
-
-@pytest.fixture(scope="session")
-def texts(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("data") / "sentences"
-    folder.mkdir()
-    for seed, (name, count) in enumerate((("train", 320), ("valid", 60), ("test", 60))):
-        lines = (json.dumps({"text": text, "label": label}) for text, label in sentences(count, seed))
-        (folder / f"{name}.jsonl").write_text("\n".join(lines))
-    return folder
 
 
 @pytest.fixture(scope="session")
@@ -82,7 +61,7 @@ def test_accents_count(tokenizer):
 
 def test_two_processes_train_the_same_tokenizer(texts):
     lines = [text for text, _ in sentences(300, 5)]
-    code = "import sys; from odn.texts import *\n"
+    code = "import sys; from odn.tokenizer import *\n"
     code += "sys.stdout.write(train_tokenizer(sys.stdin.read().split('\\n'), vocabulary=500, lowercase=True))"
     done = subprocess.run(
         [sys.executable, "-c", code], input="\n".join(lines), capture_output=True, text=True, check=True
@@ -111,31 +90,6 @@ def test_the_vocabulary_grows_with_the_training_texts(words, vocabulary):
     assert fitting_vocabulary(["word " * words]) == vocabulary
 
 
-def swap_padding(table):
-    vocabulary = table["model"]["vocab"]
-    vocabulary["[PAD]"], vocabulary["[MASK]"] = 1, 0
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (lambda table: "{", "tokenizer.json is damaged"),
-        (lambda table: table["model"].update(type="Unigram"), "tokenizer.json is not a tokenizer that odn trained"),
-        (lambda table: table["pre_tokenizer"].update(type="Split"), "is not a tokenizer that odn trained"),
-        (swap_padding, "is not a tokenizer that odn trained"),
-        (lambda table: table["model"]["vocab"].update(extra=7), "is not a tokenizer that odn trained"),
-        (lambda table: table["model"]["merges"].append(["never", "seen"]), "tokenizer.json is damaged"),
-        (lambda table: table["model"]["merges"].append("x"), "tokenizer.json is damaged"),
-        (lambda table: table.pop("normalizer"), "tokenizer.json is damaged"),
-    ],
-)
-def test_other_tokenizers_are_refused(change, message):
-    table = json.loads(train_tokenizer(["a text"] * 3, vocabulary=300, lowercase=True))
-    content = change(table)
-    with pytest.raises(OdnError, match=message):
-        Tokenizer(content if isinstance(content, str) else json.dumps(table))
-
-
 def test_splits_hold_ids_and_batches_are_int64(texts):
     data = load_data(str(texts))
     assert (len(data.train), len(data.valid), len(data.test)) == (320, 60, 60)
@@ -157,7 +111,7 @@ def test_token_dropout_hides_that_share_and_never_the_padding(texts):
     assert hidden / seen == pytest.approx(0.3, abs=0.05)
     assert seen == sum(int((data.train.images[i] != 0).sum()) for i in range(320))
     ids = torch.tensor([[5, 0]])
-    assert drop_tokens(ids, AugmentConfig(token_dropout=0.0), torch.Generator()) is ids
+    assert drop_tokens(ids, data.spec.preprocessing, AugmentConfig(token_dropout=0.0), torch.Generator()) is ids
     assert torch.equal(*(next(training_batches(data.train, 64, CPU, seed=3))[0] for _ in range(2)))
 
 
@@ -195,12 +149,6 @@ def test_what_images_cannot_have_is_refused(npz, refused):
     assert f"{npz} holds images, backbone 'bert_tiny' reads texts" in refused(
         "run", npz, "--target", "0.9", "--backbone", "bert_tiny", code=2
     )
-
-
-def test_an_encoder_with_another_padding_is_refused(texts, tmp_path, refused):
-    (tmp_path / "config.json").write_text('{"model_type": "roberta", "pad_token_id": 1, "vocab_size": 300}')
-    line = refused("run", texts, "--target", "0.9", "--backbone", tmp_path, code=2)
-    assert "pads texts with the id 1, odn with 0; set pad_token_id to 0 in a copy of its config.json, without" in line
 
 
 def test_texts_too_large_for_the_memory_are_refused(texts, monkeypatch):
@@ -249,7 +197,7 @@ def test_the_artifact_holds_the_tokenizer_and_checks_it(run, tmp_path):
     manifest = json.loads((run / "artifact" / "manifest.json").read_text())
     content = (run / "artifact" / "tokenizer.json").read_bytes()
     assert manifest["files"]["tokenizer.json"] == hashlib.sha256(content).hexdigest()
-    assert manifest["preprocessing"].keys() == {"tokens", "vocabulary"}
+    assert manifest["preprocessing"].keys() == {"tokens", "vocabulary", "padding", "mask"}
     assert manifest["preprocessing"]["vocabulary"] >= FEWEST
     shutil.copytree(run / "artifact", tmp_path / "a")
     (tmp_path / "a" / "tokenizer.json").write_bytes(content.replace(b"apple", b"elppa"))
@@ -317,14 +265,6 @@ def test_images_and_texts_are_not_mixed_up(run, refused, deployed, tmp_path):
     with pytest.raises(UsageError, match="this network reads texts; give a list of them"):
         artifact.predict("one text")
     assert [p.label for p in artifact.predict(["a saw", "an apple"])] == ["tool", "fruit"]
-
-
-def test_weights_whose_tokens_are_others_are_refused(run, texts, refused, tmp_path):
-    message = "--weights and --pretrained (weights and pretrained of a recipe) are for images; a run on texts trains a"
-    started = ("run", texts, *FLAGS, "--run", tmp_path / "run")
-    assert message in refused(*started, "--weights", run / "artifact" / "weights.safetensors", code=2)
-    assert message in refused(*started, "--pretrained", code=2)
-    assert not (tmp_path / "run").exists()
 
 
 def test_a_run_on_texts_resumes_to_the_same_report(run, odn, tmp_path):

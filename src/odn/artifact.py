@@ -13,7 +13,8 @@ from odn.manifest import Manifest, check_files, read_manifest, read_tokenizer
 from odn.network import Prefix
 from odn.predictions import Prediction
 from odn.storage import load_network
-from odn.texts import TextPreprocessing, Tokenizer
+from odn.texts import TextPreprocessing
+from odn.tokenizer import Tokenizer
 
 
 @final

@@ -88,7 +88,9 @@ def timeline(records: Sequence[EpochRecord], target: float | None) -> str:
             fontsize=9,
         )
     _target_line(axis, target, label_at="left")
+    # A few poor epochs may fall out of the picture; the line of the target, with its label, may not.
     lowest = sorted(record.valid_score for record in records)[len(records) // 10]
+    lowest = min(lowest, target if target is not None else lowest)
     axis.set_ylim(bottom=max(0.0, lowest - 0.02), top=min(axis.get_ylim()[1], 1.005))
     axis.set_xlim(0.5, len(records) + 0.5)
     axis.set_xlabel("epoch")

@@ -13,7 +13,8 @@ from odn.predictions import Labels, Prediction, predictions
 from odn.runtimes import RUNTIMES, Logits
 from odn.tables import from_table, to_table
 from odn.tasks import Metric, Task
-from odn.texts import AnyPreprocessing, TextPreprocessing, Tokenizer
+from odn.texts import AnyPreprocessing, TextPreprocessing
+from odn.tokenizer import Tokenizer
 
 SCHEMA = 2
 MANIFEST_FILE, SPEC_FILE, WEIGHTS_FILE = "manifest.json", "spec.json", "weights.safetensors"
@@ -225,11 +226,13 @@ def read_tokenizer(directory: Path, manifest: Manifest) -> Tokenizer:
     content = read_text(path)
     if sha256(content.encode()) != manifest.files[TOKENIZER_FILE]:
         raise OdnError(f"{path} was changed since it was exported; copy or export the artifact again")
-    tokenizer = Tokenizer(content, str(path))
-    if tokenizer.vocabulary != manifest.preprocessing.vocabulary:
+    tokenizer = Tokenizer(content, str(path), manifest.preprocessing.padding)
+    said = manifest.preprocessing
+    # Embeddings may have more rows than there are tokens, where they came trained.
+    if tokenizer.vocabulary > said.vocabulary or tokenizer.padding != said.padding:
         raise OdnError(
-            f"{path} has {tokenizer.vocabulary} tokens, the manifest says {manifest.preprocessing.vocabulary}; export "
-            "the network again"
+            f"{path} has {tokenizer.vocabulary} tokens and pads with {tokenizer.padding}, the manifest says "
+            f"{said.vocabulary} and {said.padding}; export the network again"
         )
     return tokenizer
 

@@ -12,7 +12,16 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from odn.backbones import Inputs, Origin, find_backbone, find_weights, refuse_namesake, take_apart, take_own_apart
+from odn.backbones import (
+    Backbone,
+    Inputs,
+    Origin,
+    find_backbone,
+    find_weights,
+    refuse_namesake,
+    take_apart,
+    take_own_apart,
+)
 from odn.errors import OdnError, UsageError
 from odn.layers import Head, mask_head
 from odn.partitioned import Network as Network
@@ -80,6 +89,7 @@ def partition(
                 classes,
                 width=width,
                 vocabulary=vocabulary or getattr(data, "vocabulary", 0),
+                padding=getattr(data, "padding", None),
                 task=task,
                 weights=weights,
                 pretrained=pretrained,
@@ -109,6 +119,7 @@ def build_network(
     *,
     width: float = 1.0,
     vocabulary: int = 0,
+    padding: int | None = None,
     config: Mapping[str, Any] | None = None,
     task: Task = "classification",
     weights: str | Path | None = None,
@@ -123,6 +134,7 @@ def build_network(
         classes: number of logits.
         width: factor on the backbone's channels.
         vocabulary: of a text encoder, the number of different tokens; 0 takes the encoder's own.
+        padding: of a text encoder, the id of the token that fills up a text; None takes the encoder's own.
         config: of a text encoder that came from a directory.
         task: what the heads are made for.
         weights: file of trained ones to start from.
@@ -143,14 +155,14 @@ def build_network(
         depth=1,
         width=width,
         vocabulary=vocabulary,
-        config=entry.config,
+        config=_padded(entry, padding),
         task=task,
     )
     text = entry.task == "text-classification"
     if (len(spec.input_shape) == 1) != text:
         wanted = "the number of tokens, e.g. 128" if text else "channels x height x width, e.g. 3x32x32"
         raise UsageError(f"input shape {'x'.join(map(str, input_shape))} for '{entry.name}'; allowed: {wanted}")
-    inputs = Inputs(shape=spec.input_shape, vocabulary=vocabulary, dtype=spec.input_dtype)
+    inputs = Inputs(shape=spec.input_shape, vocabulary=vocabulary, padding=padding, dtype=spec.input_dtype)
     parts, shapes = take_apart(entry, inputs, width, device, find_weights(entry, inputs, weights, pretrained))
     with torch.device(device):
         make = (
@@ -161,6 +173,18 @@ def build_network(
         heads = [make(shape, classes) for shape in shapes]
     spec = dataclasses.replace(spec, depth=len(heads))
     return PartitionedNetwork(parts.stem, parts.blocks, heads, spec, parts.origin)
+
+
+def _padded(entry: Backbone, padding: int | None) -> dict[str, Any] | None:
+    """Return the configuration that a spec holds, with the padding of the texts that the network is for."""
+    if padding is None or entry.reading is None or padding == entry.reading().padding:
+        return entry.config
+    if entry.config is None:
+        raise UsageError(
+            f"texts are padded with the id {padding}, '{entry.name}' knows {entry.reading().padding}; name a directory "
+            "with the encoder's config.json instead"
+        )
+    return {**entry.config, "pad_token_id": padding}
 
 
 def rebuild(spec: NetworkSpec, device: str = "cpu") -> PartitionedNetwork:

@@ -19,7 +19,7 @@ from odn.manifest import Manifest, read_manifest, read_tokenizer
 from odn.predictions import Prediction
 from odn.runtimes import Session
 from odn.sessions import Answer, choose_runtime, open_answer, open_session
-from odn.texts import Tokenizer, pack
+from odn.tokenizer import Tokenizer
 
 _BATCH = 64
 # Files that are decoded faster than this are mostly Python's work, for which threads would only wait for each other.
@@ -143,7 +143,7 @@ def _predict_texts(
     while chunk := list(itertools.islice(source, _BATCH)):
         good = [text for text in chunk if isinstance(text, Text)]
         ragged = [*tokenizer.ragged(text.content for text in good)]
-        ids = pack(ragged, len(good), tokens).astype(np.int64)
+        ids = tokenizer.pack(ragged, len(good), tokens).astype(np.int64)
         said = manifest.predictions(session(ids)) if good else []
         predictions = iter([replace(one, truncated=len(ids) > tokens) for one, ids in zip(said, ragged, strict=True)])
         for text in chunk:

@@ -3,13 +3,15 @@
 import json
 from pathlib import Path
 
-from odn.backbones import find_backbone
+from odn.backbones import Backbone, find_backbone, find_tokenizer
 from odn.data import Data, DataSpec, load_data
 from odn.errors import OdnError, UsageError
 from odn.processes import first_on_each_machine
 from odn.recipe import RunConfig
 from odn.saved import holds_texts
 from odn.tables import from_table
+from odn.texts import TextPreprocessing
+from odn.tokenizer import TokenizerSource
 
 
 def read_data_spec(path: Path) -> DataSpec:
@@ -47,11 +49,12 @@ def check_data(path: Path, data: DataSpec) -> None:
         raise OdnError(f"{data.name} is not the data that {path} was started with; restore it, or use --force")
 
 
-def load_run_data(config: RunConfig) -> Data:
+def load_run_data(config: RunConfig, path: Path | None = None) -> Data:
     """Load the dataset of a run.
 
     Args:
         config: every setting.
+        path: the run directory where the run stands; a tokenizer that came with trained weights is taken from there.
 
     Returns:
         The splits and what is known of them.
@@ -68,14 +71,28 @@ def load_run_data(config: RunConfig) -> Data:
             f"choose another, e.g. --backbone {wanted}"
         )
     with first_on_each_machine():  # it may have to download
+        reading = backbone.reading() if backbone.reading else None
         return load_data(
             config.dataset,
             data_dir=config.data_dir,
             seed=config.seed,
             config=config.data,
             augment=config.augment,
-            positions=backbone.positions(),
+            positions=reading.positions if reading else 0,
+            tokenizer=_tokenizer(config, backbone, path),
         )
+
+
+def _tokenizer(config: RunConfig, backbone: Backbone, path: Path | None) -> TokenizerSource | None:
+    spec = read_data_spec(path) if path is not None else None
+    if spec is None or not isinstance(spec.preprocessing, TextPreprocessing):
+        return find_tokenizer(backbone, config.weights or None, config.pretrained)
+    if not (config.weights or config.pretrained):
+        return None
+    kept = spec.preprocessing
+    return TokenizerSource(
+        content=spec.tokenizer, where=f"{path}/data.json", padding=kept.padding, vocabulary=kept.vocabulary
+    )
 
 
 def reload_data(config: RunConfig, path: Path) -> Data:
@@ -88,6 +105,6 @@ def reload_data(config: RunConfig, path: Path) -> Data:
     Returns:
         The splits and what is known of them.
     """
-    data = load_run_data(config)
+    data = load_run_data(config, path)
     check_data(path, data.spec)
     return data

@@ -106,7 +106,6 @@ def start_network(config: RunConfig, data: DataSpec, path: Path, *, resume: bool
         The network.
 
     Raises:
-        UsageError: when a run on texts is to start from weights.
         OdnError: when the weights are not those that the settings name.
     """
     if resume:
@@ -116,11 +115,6 @@ def start_network(config: RunConfig, data: DataSpec, path: Path, *, resume: bool
         network = partition(config.backbone, data, width=config.width, seed=config.seed)
         network.origin = Origin(blocks=start.blocks, source=start.source, sha256=config.weights_sha256)
         return network
-    if data.texts and (config.weights or config.pretrained):
-        raise UsageError(
-            "--weights and --pretrained (weights and pretrained of a recipe) are for images; a run on texts trains a "
-            "tokenizer of its own, to whose tokens trained embeddings do not belong: leave them out"
-        )
     with first_on_each_machine() if config.pretrained else contextlib.nullcontext():  # it may have to download
         network = partition(
             config.backbone,
@@ -186,6 +180,7 @@ def planned_depths(config: RunConfig, data: DataSpec) -> list[int]:
         len(data.classes),
         width=config.width,
         vocabulary=data.vocabulary,
+        padding=data.padding,
         task=data.task,
         device="meta",
     )

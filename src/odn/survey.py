@@ -52,7 +52,7 @@ def profile_command(
 
         run, data = read_run_config(Path(backbone) / "config.toml"), read_data_spec(Path(backbone))
         backbone, shape, classes, width = run.backbone, data.input_shape, len(data.classes), run.width
-        made_for = {"task": data.task, "vocabulary": data.vocabulary}
+        made_for = {"task": data.task, "vocabulary": data.vocabulary, "padding": data.padding}
     from odn.backbones import find_backbone
     from odn.display import print_rows
     from odn.measure import profile

@@ -39,7 +39,7 @@ def train_run(
     check_directory(config, path, force=force, resume=resume)
     # Everything that can be wrong with the request shows before the first byte is written.
     find_backbone(config.backbone, config.width)
-    data = load_run_data(config)
+    data = load_run_data(config, path if resume else None)
     check_runtimes(config.export, texts=data.spec.texts)
     network = start_network(config, data.spec, path, resume=resume)
     depths = plan_depths(config.expand, network.max_depth)

@@ -11,6 +11,7 @@ from odn.backbones.parts import Inputs as Inputs
 from odn.backbones.parts import Origin as Origin
 from odn.backbones.parts import Parts as Parts
 from odn.backbones.shapes import take_apart as take_apart
+from odn.backbones.tokenizers import find_tokenizer as find_tokenizer
 from odn.errors import UsageError, did_you_mean
 
 # Those that the tests hold; beyond them any network of timm can be named.

@@ -1,27 +1,19 @@
-"""Text encoders of transformers: BERT, DistilBERT, RoBERTa, ELECTRA and ModernBERT, by name or by a local directory.
+"""Text encoders of transformers: BERT, DistilBERT, RoBERTa, ELECTRA and ModernBERT, by name or by a local directory."""
 
-A layer of an encoder reads more than what the layer before gave: the mask of the padding, and in ModernBERT the rotary
-positions. Their features are therefore a tuple: the hidden states, the mask, and what else the layers need, computed
-once by the stem.
-
-Shapes: B batch, T tokens, D width of the hidden states.
-"""
-
+import contextlib
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, final
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from odn.backbones.parts import Backbone, Inputs, Parts
+from odn.backbones.parts import Backbone, Inputs, Parts, Reading
 from odn.backbones.text_config import Config, checked_config, read_config
+from odn.backbones.text_parts import RotaryBlock, RotaryContext, TextBlock, TextHead, TextStem
 from odn.errors import OdnError, UsageError, require_extra
-from odn.texts import PADDING
-
-States = tuple[Tensor, ...]
 
 # Model class, then the names that its configuration has for: layers, width, heads, width of the feed-forward layers.
 _FAMILIES = {
@@ -42,118 +34,14 @@ _SIZES = {"tiny": (4, 128, 2, 512), "small": (8, 256, 4, 1024)}
 _BASE_LAYERS = {"distilbert": 6, "modernbert": 22}
 
 
-@final
-class TextStem(nn.Module):
-    """Token and position embeddings.
-
-    Args:
-        embeddings: from token ids to hidden states.
-        project: from the width of the embeddings to that of the layers, or None.
-        context: what the layers read besides hidden states and mask, as a function of both, or None.
-        padding: id of the token that fills up a text.
-    """
-
-    def __init__(
-        self, embeddings: nn.Module, project: nn.Module | None, context: nn.Module | None, padding: int
-    ) -> None:
-        super().__init__()
-        self.embeddings, self.project, self.context, self.padding = embeddings, project, context, padding
-
-    def forward(self, ids_BT: Tensor) -> States:
-        """Return hidden states (B, T, D), the mask (B, T) that is true for tokens, and the context of the layers."""
-        hidden = self.embeddings(input_ids=ids_BT)
-        if self.project is not None:
-            hidden = self.project(hidden)
-        # The first token is always seen: a text of padding alone would be divided by zero.
-        first = torch.arange(ids_BT.shape[1], device=ids_BT.device) == 0
-        mask_BT = (ids_BT != self.padding) | first
-        return (hidden, mask_BT, *(self.context(hidden, mask_BT) if self.context is not None else ()))
-
-
-@final
-class TextBlock(nn.Module):
-    """A layer of an encoder whose layers read hidden states and mask."""
-
-    def __init__(self, layer: nn.Module) -> None:
-        super().__init__()
-        self.layer = layer
-
-    def forward(self, states: States) -> States:
-        """Return the states with the hidden ones replaced."""
-        return (self.layer(states[0], states[1][:, None, None, :]), *states[1:])
-
-
-@final
-class RotaryContext(nn.Module):
-    """ModernBERT's context: the mask of its local layers, and cosines and sines of both kinds of layers.
-
-    Args:
-        rotary: the network's rotary embedding.
-        window: how far a token of a local layer sees either way.
-    """
-
-    def __init__(self, rotary: nn.Module, window: int) -> None:
-        super().__init__()
-        self.rotary, self.window = rotary, window
-
-    def forward(self, hidden: Tensor, mask_BT: Tensor) -> States:
-        """Return local mask (B, T, T), then cosine and sine of global and of local layers."""
-        positions = torch.arange(mask_BT.shape[1], device=mask_BT.device)
-        near = (positions[:, None] - positions[None, :]).abs() <= self.window
-        angles = [self.rotary(hidden, positions[None], kind) for kind in ("full_attention", "sliding_attention")]
-        return (mask_BT[:, None, :] & near, *angles[0], *angles[1])
-
-
-@final
-class RotaryBlock(nn.Module):
-    """A layer of ModernBERT, global or local."""
-
-    def __init__(self, layer: nn.Module) -> None:
-        super().__init__()
-        self.layer, self.local = layer, layer.attention_type == "sliding_attention"
-
-    def forward(self, states: States) -> States:
-        """Return the states with the hidden ones replaced."""
-        hidden, mask_BT, near_BTT, *angles = states
-        mask = near_BTT[:, None] if self.local else mask_BT[:, None, None, :]
-        positions = tuple(angles[2:] if self.local else angles[:2])
-        return (self.layer(hidden, attention_mask=mask, position_embeddings=positions), *states[1:])
-
-
-@final
-class TextHead(nn.Module):
-    """The mean over the tokens of a text, and one linear layer.
-
-    No depth has trained a class token yet when a network grows from scratch, so that all tokens are read.
-
-    Args:
-        width: of the hidden states.
-        classes: logits it gives.
-        norm: in front, where the family ends in one.
-    """
-
-    def __init__(self, width: int, classes: int, norm: nn.Module | None = None) -> None:
-        super().__init__()
-        self.norm, self.linear = norm, nn.Linear(width, classes)
-
-    def forward(self, states: States) -> Tensor:
-        """Return logits of shape (B, classes)."""
-        hidden, mask_BT1 = states[0], states[1][:, :, None]
-        if self.norm is not None:
-            hidden = self.norm(hidden)
-        logits: Tensor = self.linear((hidden * mask_BT1).sum(1) / mask_BT1.sum(1))
-        return logits
-
-
 def _make(inputs: Inputs, width: float, *, family: str, config: Config) -> nn.Module:
     assert width == 1, "text encoders do not scale"
-    transformers = require_extra("transformers", "text", f"a {family} backbone")
-    model_class = getattr(transformers, _FAMILIES[family][0])
-    vocabulary = {"vocab_size": inputs.vocabulary} if inputs.vocabulary else {}
+    given = {"vocab_size": inputs.vocabulary or None, "pad_token_id": inputs.padding}
+    given = {key: value for key, value in given.items() if value is not None}  # else the encoder's own
     try:
-        settings = model_class.config_class(**{**config, **vocabulary}, attn_implementation="sdpa")
-        pooling = {} if family in ("distilbert", "electra", "modernbert") else {"add_pooling_layer": False}
-        network: nn.Module = model_class(settings, **pooling)
+        with _library(family) as (_, model_class):
+            settings = model_class.config_class(**{**config, **given}, attn_implementation="sdpa")
+            network: nn.Module = model_class(settings, **_poolerless(family))
     except Exception as error:  # whatever a library says of a configuration that it cannot follow
         raise UsageError(
             f"transformers cannot follow the configuration: {' '.join(str(error).split())[:200]}"
@@ -164,6 +52,32 @@ def _make(inputs: Inputs, width: float, *, family: str, config: Config) -> nn.Mo
     return network
 
 
+def _poolerless(family: str) -> dict[str, bool]:
+    return {} if family in ("distilbert", "electra", "modernbert") else {"add_pooling_layer": False}
+
+
+@contextlib.contextmanager
+def _library(family: str) -> Iterator[tuple[Any, Any]]:
+    """Give the library and the class of a family's networks.
+
+    What the library says meanwhile of ids that odn does not use, and of weights that are checked here, is kept back.
+
+    Yields:
+        Both.
+    """
+    transformers = require_extra("transformers", "text", f"a {family} backbone")
+    logs = transformers.logging
+    verbosity, bars = logs.get_verbosity(), logs.is_progress_bar_enabled()
+    logs.set_verbosity_error()
+    logs.disable_progress_bar()
+    try:
+        yield transformers, getattr(transformers, _FAMILIES[family][0])
+    finally:
+        logs.set_verbosity(verbosity)
+        if bars:
+            logs.enable_progress_bar()
+
+
 def _positions(settings: Any, family: str) -> int:
     longest: int = settings.max_position_embeddings
     if family == "roberta":  # its positions are counted from behind the padding's id
@@ -171,28 +85,42 @@ def _positions(settings: Any, family: str) -> int:
     return longest
 
 
-def _readable(name: str, family: str, config: Config) -> int:
-    """Count the tokens that an encoder can read of the texts that odn prepares."""
-    transformers = require_extra("transformers", "text", f"a {family} backbone")
-    settings = getattr(transformers, _FAMILIES[family][0]).config_class(**config)
-    if settings.pad_token_id != PADDING:
-        raise UsageError(
-            f"{name} pads texts with the id {settings.pad_token_id}, odn with {PADDING}; set pad_token_id "
-            f"to {PADDING} in a copy of its config.json, without its weights, which were trained with the other id"
-        )
-    return _positions(settings, family)
+def _reading(family: str, config: Config) -> Reading:
+    with _library(family) as (_, model_class):
+        settings = model_class.config_class(**config)
+    return Reading(
+        positions=_positions(settings, family), vocabulary=settings.vocab_size, padding=settings.pad_token_id
+    )
+
+
+def _tokenizer(*, family: str, source: str) -> str:
+    _require(source, "tokenizer.json", "tokenizer.json", "vocab.*")
+    with _library(family) as (transformers, _):
+        tokenizer = transformers.AutoTokenizer.from_pretrained(source, use_fast=True, trust_remote_code=False)
+    content: str = tokenizer.backend_tokenizer.to_str()
+    return content
+
+
+def _require(source: str, wanted: str, *patterns: str) -> None:
+    """Refuse a directory that lacks a file; what is no directory is asked for at the hub."""
+    path = Path(source)
+    if path.is_dir() and not any(found for pattern in patterns for found in path.glob(pattern)):
+        raise UsageError(f"{source} has no {wanted}; save_pretrained of the encoder or of its tokenizer writes it")
 
 
 def _pretrained(_inputs: Inputs, *, family: str, source: str) -> Mapping[str, Tensor]:
-    if Path(source).is_dir() and not any(Path(source).glob("model*.safetensors")):
-        raise UsageError(f"{source} has no model.safetensors; save the encoder there with save_pretrained")
-    transformers = require_extra("transformers", "text", f"a {family} backbone")
-    model_class = getattr(transformers, _FAMILIES[family][0])
-    network, info = model_class.from_pretrained(
-        source, output_loading_info=True, use_safetensors=True, dtype=torch.float32, trust_remote_code=False
-    )
+    _require(source, "model.safetensors", "model*.safetensors")
+    with _library(family) as (_, model_class):
+        network, info = model_class.from_pretrained(
+            source,
+            output_loading_info=True,
+            use_safetensors=True,
+            dtype=torch.float32,
+            trust_remote_code=False,
+            **_poolerless(family),
+        )
     # What transformers does not find it would leave random.
-    missing = sorted(name for name in info["missing_keys"] if not name.startswith("pooler."))
+    missing = sorted(info["missing_keys"])
     if missing:
         raise OdnError(f"{source} holds no '{missing[0]}'; give the weights of a whole {family} encoder")
     weights: Mapping[str, Tensor] = network.state_dict()
@@ -226,9 +154,19 @@ def _entry(name: str, family: str, config: Config, *, keep: bool = False, source
         cut=partial(_cut, family=family),
         task="text-classification",
         config=config if keep else None,
-        positions=partial(_readable, name, family, config),
-        pretrained=partial(_pretrained, family=family, source=source) if source else None,
+        reading=partial(_reading, family, config),
+        **_published(family, source),
     )
+
+
+def _published(family: str, source: str | None) -> dict[str, Any]:
+    """Return the fields of an entry for whose encoder trained weights and their tokenizer can be had."""
+    if source is None:
+        return {}
+    return {
+        "pretrained": partial(_pretrained, family=family, source=source),
+        "tokenizer": partial(_tokenizer, family=family, source=source),
+    }
 
 
 def _sized(family: str, size: str) -> Config:
@@ -261,7 +199,7 @@ def find_directory(path: Path) -> Backbone:
     """
     entry = find_config(*read_config(path))
     family = entry.name.removeprefix("transformers/")
-    return dataclasses.replace(entry, pretrained=partial(_pretrained, family=family, source=str(path)))
+    return dataclasses.replace(entry, directory=str(path), **_published(family, str(path)))
 
 
 def find_config(family: object, config: Mapping[str, object]) -> Backbone:

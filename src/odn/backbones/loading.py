@@ -10,8 +10,9 @@ import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import safetensors
 import torch
@@ -25,6 +26,7 @@ _OWN = re.compile(r"stem\.|blocks\.(\d+)\.|head\.")
 # Where libraries keep what turns features into logits; a network made without it does not know these names.
 _CLASSIFIERS = {"fc", "classifier", "head", "heads", "head_dist", "pooler"}
 _Shape = tuple[int, ...]
+_Fetched = TypeVar("_Fetched")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,24 +131,41 @@ def library_weights(backbone: Backbone, inputs: Inputs) -> Weights:
             f"no pretrained weights exist for '{backbone.name}' of {backbone.library}; choose a backbone of "
             "torchvision or timm that has some, e.g. resnet18, or give a file with --weights"
         )
-    try:
-        with contextlib.redirect_stdout(sys.stderr):  # where downloads are announced
-            tensors = dict(backbone.pretrained(inputs))
-    except OdnError:
-        raise
-    except Exception as error:  # whatever a library or its downloads say
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise OdnError(
-            f"{backbone.library} cannot bring the weights of '{backbone.name}' along ({reason}); connect to the "
-            "network, put them into its cache, or give them with --weights FILE.safetensors"
-        ) from error
+    tensors = dict(fetch(backbone, partial(backbone.pretrained, inputs), "weights"))
     return Weights(
-        source=f"{backbone.library}'s {backbone.name}",
+        source=backbone.source,
         sha256=digest_of(tensors),
         shapes={name: tuple(tensor.shape) for name, tensor in tensors.items()},
         read=tensors.__getitem__,
         strict=False,
     )
+
+
+def fetch(backbone: Backbone, how: Callable[[], _Fetched], what: str) -> _Fetched:
+    """Have a library bring something along that it publishes, from its cache where it is there.
+
+    Args:
+        backbone: entry of the registry.
+        how: asks for it.
+        what: it is, for messages.
+
+    Returns:
+        What the library gave.
+
+    Raises:
+        OdnError: when it cannot be had.
+    """
+    try:
+        with contextlib.redirect_stdout(sys.stderr):  # where downloads are announced
+            return how()
+    except OdnError:
+        raise
+    except Exception as error:  # whatever a library or its downloads say
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise OdnError(
+            f"{backbone.library} cannot bring the {what} of '{backbone.name}' along ({reason}); connect to the "
+            "network, put them into its cache, or give them with --weights FILE.safetensors"
+        ) from error
 
 
 def digest_of(tensors: Mapping[str, Tensor]) -> str:

@@ -20,11 +20,13 @@ class Inputs:
         shape: of one input, without the batch: channels, height and width of an image, or the number of tokens of a
             text.
         vocabulary: number of different tokens; 0 for images, and for the backbone's own.
+        padding: id of the token that fills up a text; None for images, and for the backbone's own.
         dtype: of images float32, of tokens int64.
     """
 
     shape: tuple[int, ...]
     vocabulary: int = 0
+    padding: int | None = None
     dtype: torch.dtype = torch.float32
 
     def example(self, batch: int) -> Tensor:
@@ -68,6 +70,21 @@ class Parts:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Reading:
+    """What a text encoder can read.
+
+    Attributes:
+        positions: tokens at the most.
+        vocabulary: different tokens that its trained weights know.
+        padding: id of the token that fills up the texts of those.
+    """
+
+    positions: int
+    vocabulary: int
+    padding: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class Backbone:
     """An entry of the registry.
 
@@ -82,7 +99,9 @@ class Backbone:
         scales: whether a width other than 1 is possible.
         sides: the side of the images that the library makes it for, and of what number sides have to be multiples.
         config: of an encoder that came from a directory.
-        positions: tokens that a text encoder can read at the most; 0 for images.
+        directory: that one, where it is known.
+        reading: says what a text encoder can read; None for images.
+        tokenizer: fetches the tokenizer of the weights that the library publishes, as JSON; None where there is none.
         pretrained: fetches the weights that the library publishes, by the names of the network that ``make`` makes;
             None where there are none.
     """
@@ -96,8 +115,15 @@ class Backbone:
     scales: bool = False
     sides: Callable[[], tuple[int, int]] = lambda: (224, 1)
     config: dict[str, int | float | str | bool] | None = None
-    positions: Callable[[], int] = lambda: 0
+    directory: str = ""
+    reading: Callable[[], Reading] | None = None
+    tokenizer: Callable[[], str] | None = None
     pretrained: Callable[[Inputs], Mapping[str, Tensor]] | None = None
+
+    @property
+    def source(self) -> str:
+        """What to call trained weights that come with it."""
+        return self.directory or f"{self.library}'s {self.name}"
 
 
 def names_alone(names: Sequence[str]) -> list[list[str]]:

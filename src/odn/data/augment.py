@@ -11,14 +11,17 @@ from torch.nn import functional as F
 
 from odn.config import AugmentConfig
 from odn.metrics import IGNORED
-from odn.texts import MASK, PADDING
+from odn.texts import TextPreprocessing
 
 
-def drop_tokens(ids_BT: Tensor, config: AugmentConfig, generator: torch.Generator) -> Tensor:
+def drop_tokens(
+    ids_BT: Tensor, preprocessing: TextPreprocessing, config: AugmentConfig, generator: torch.Generator
+) -> Tensor:
     """Hide tokens of texts at random (word dropout; Iyyer et al., ACL 2015), the padding left as it is.
 
     Args:
         ids_BT: ids of tokens, shape (B, T).
+        preprocessing: says which are padding, and which hides others.
         config: the share to hide.
         generator: a CPU generator; the draws do not depend on the device of the ids.
 
@@ -28,7 +31,7 @@ def drop_tokens(ids_BT: Tensor, config: AugmentConfig, generator: torch.Generato
     if not config.token_dropout:
         return ids_BT
     hidden = (torch.rand(ids_BT.shape, generator=generator) < config.token_dropout).to(ids_BT.device)
-    return ids_BT.masked_fill(hidden & (ids_BT != PADDING), MASK)
+    return ids_BT.masked_fill(hidden & (ids_BT != preprocessing.padding), preprocessing.mask)
 
 
 def augment(x_BCHW: Tensor, config: AugmentConfig, generator: torch.Generator) -> Tensor:

@@ -79,7 +79,8 @@ def training_batches(
 
 def _augmented(batch: Tensor, labels: Tensor, spec: DataSpec, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     if not isinstance(spec.preprocessing, Preprocessing):
-        return drop_tokens(spec.preprocessing.prepare(batch), spec.augment, generator), labels
+        ids = spec.preprocessing.prepare(batch)
+        return drop_tokens(ids, spec.preprocessing, spec.augment, generator), labels
     x_BCHW = batch.float() / 255
     if spec.task == "segmentation":
         x_BCHW, labels = augment_with_masks(x_BCHW, labels, spec.augment, generator)

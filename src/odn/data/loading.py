@@ -26,6 +26,7 @@ from odn.images import Preprocessing
 from odn.saved import find_saved
 from odn.tabular import find_tables
 from odn.tasks import choose_metric
+from odn.tokenizer import TokenizerSource
 
 
 @final
@@ -62,6 +63,7 @@ def load_data(
     config: DataConfig | None = None,
     augment: AugmentConfig | None = None,
     positions: int = 512,
+    tokenizer: TokenizerSource | None = None,
 ) -> Data:
     """Read a dataset and split it.
 
@@ -74,6 +76,7 @@ def load_data(
         config: sizes of the splits, image size, limits.
         augment: changes made to training images; None takes those of the named dataset.
         positions: of texts, tokens that the encoder can read at the most.
+        tokenizer: of texts, the one that trained embeddings came with; None trains one on the training texts.
 
     Returns:
         Train, validation and (read later) test split, normalised by statistics of the training split alone.
@@ -89,7 +92,7 @@ def load_data(
     check_classes(source)
     train, valid, held_out = divide(source, config, seed)
     if source.texts:
-        data = Data(*token_splits(source, (train, valid, held_out), config, augment, seed, positions))
+        data = Data(*token_splits(source, (train, valid, held_out), config, augment, seed, positions, tokenizer))
     elif config.max_tokens:
         raise UsageError(f"--max-tokens {config.max_tokens} is for texts, {source.name} holds images; leave it out")
     else:

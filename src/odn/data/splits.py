@@ -95,6 +95,11 @@ class DataSpec:
         """Number of different tokens; 0 for images."""
         return self.preprocessing.vocabulary if isinstance(self.preprocessing, TextPreprocessing) else 0
 
+    @property
+    def padding(self) -> int | None:
+        """Id of the token that fills up texts; None for images."""
+        return self.preprocessing.padding if isinstance(self.preprocessing, TextPreprocessing) else None
+
 
 class Split(Protocol):
     """Labelled images or texts, in a fixed order."""
