@@ -6,6 +6,7 @@ No name is known here but those that are tested (``TESTED``); the style of timm'
 import importlib.util
 from collections.abc import Mapping
 from functools import cache, partial
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -174,8 +175,35 @@ def _find(network: nn.Module, example: Tensor) -> Chain:
             continue
         # What has no weights, such as a flattening, goes with the block behind it.
         blocks = [name for name in places if any(True for _ in network.get_submodule(name).parameters())]
-        return find_chain(network, example, names_alone(blocks))
+        return find_chain(network, example, _with_their_layers(network, blocks))
     raise UsageError(f"its blocks stand nowhere where timm's families have them: {', '.join(_STYLES)}")
+
+
+def _with_their_layers(network: nn.Module, names: list[str]) -> list[list[str]]:
+    """Put single layers to the block that they belong to.
+
+    A single layer in front of blocks of several, as StarNet's down-sampling convolutions, goes with the block behind
+    it. A row of nothing but single layers, some of them bare, is no stage but a block itself, as in ConvMixer.
+
+    Returns:
+        Names by block.
+    """
+    blocks: list[list[str]] = []
+    for parent, group in groupby(names, key=lambda name: name.rpartition(".")[0]):
+        row = list(group)
+        modules = [network.get_submodule(name) for name in row]
+        single = [sum(isinstance(m, nn.Conv2d | nn.Linear) for m in module.modules()) <= 1 for module in modules]
+        if all(single) and not all(any(True for _ in module.children()) for module in modules):
+            blocks.append([parent])
+            continue
+        waiting: list[str] = []
+        for name, alone in zip(row, single, strict=True):
+            waiting.append(name)
+            if all(single) or not alone:
+                blocks.append(waiting)
+                waiting = []
+        blocks += names_alone(waiting)
+    return blocks
 
 
 def _is_flat(features: nn.Sequential) -> bool:
