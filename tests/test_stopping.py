@@ -82,6 +82,19 @@ def test_patience_grows_with_the_cap():
     assert decide(records([900] * 6, cap=40), CONFIG) == StopReason.PLATEAU
 
 
+def test_a_depth_that_has_learnt_nothing_is_given_its_budget():
+    stuck, begun = (
+        [dataclasses.replace(record, trivial_score=0.5) for record in records([*scores, *[500] * 9])]
+        for scores in ([], [540])  # 0.509 is the lower end of the interval of 540 of 1,000
+    )
+    assert [decide(stuck[: epoch + 1], CONFIG) for epoch in range(8)] == [None] * 8
+    assert decide(records([500] * 10), CONFIG) == decide(stuck + stuck[:1], CONFIG) == StopReason.EPOCH_BUDGET
+    assert decide(begun[:4], CONFIG) == decide(records([500] * 4), CONFIG) == StopReason.PLATEAU
+    far = dataclasses.replace(CONFIG, patience=9)
+    assert decide(begun[:8], far) == StopReason.HOPELESS
+    assert decide(stuck[:8], far) is None
+
+
 def test_a_hit_that_waits_for_confirmation_is_not_a_plateau():
     assert decide(records([989, 989, 989, 989, 990]), dataclasses.replace(CONFIG, min_improvement=0.01)) is None
 

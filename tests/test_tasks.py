@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+from itertools import product
 
 import numpy as np
 import pytest
@@ -19,11 +20,12 @@ import odn as library
 from odn.config import AugmentConfig
 from odn.data.augment import augment_with_masks
 from odn.data.npz import read_npz
+from odn.data.targets import support
 from odn.distillation import Teacher
 from odn.errors import OdnError, UsageError
 from odn.losses import soft_loss, task_loss
 from odn.manifest import Manifest, TrainedOn
-from odn.metrics import GROUPS, IGNORED, NotFiniteError, Tally
+from odn.metrics import GROUPS, IGNORED, NotFiniteError, Tally, trivial_score
 from odn.network import build_network
 from odn.stopping import score_interval
 from odn.tasks import METRICS, TASKS, choose_metric
@@ -570,3 +572,35 @@ def test_wrong_labels_in_tables_are_explained(tmp_path, labels, task, message):
     path = table(tmp_path, labels)
     with pytest.raises((OdnError, UsageError), match=message):
         library.load_data(str(path), config=library.DataConfig(task=task))
+
+
+# answers that are the same for every sample -------------------------------------------------------------------------
+
+
+def constant_scores(task, metric, labels, classes):
+    """Scores of all answers that are the same for every sample."""
+    count = len(labels)
+    answers = torch.eye(classes) if task == "classification" else torch.tensor([*product((-1.0, 1.0), repeat=classes)])
+    for answer in answers:
+        yield tally(task, answer.expand(count, -1), torch.from_numpy(labels), classes).score(metric).value
+
+
+@pytest.mark.parametrize("metric", ["accuracy", "balanced_accuracy", "macro_f1"])
+def test_the_trivial_score_of_classes_is_that_of_the_best_constant_answer(metric):
+    labels = np.array([0] * 12 + [1] * 5 + [2] * 3)
+    found = trivial_score(metric, support("classification", 4, labels), len(labels))
+    assert found == pytest.approx(max(constant_scores("classification", metric, labels, 4)))
+
+
+@pytest.mark.parametrize("metric", ["macro_f1", "mean_average_precision"])
+def test_the_trivial_score_of_labels_is_that_of_the_best_constant_answer(metric):
+    labels = (np.random.default_rng(0).random((40, 3)) < [0.2, 0.5, 0.8]).astype(np.float32)
+    found = trivial_score(metric, support("multilabel", 3, labels), len(labels))
+    assert found == pytest.approx(max(constant_scores("multilabel", metric, labels, 3)))
+
+
+def test_the_trivial_score_of_numbers_is_that_of_their_mean():
+    numbers = torch.randn(20, 1, generator=torch.Generator().manual_seed(0))
+    found = tally("regression", numbers.mean(0, keepdim=True).expand(20, 1), numbers, 1).score("r2").value
+    assert trivial_score("r2", (), 20) == pytest.approx(found, abs=1e-6)
+    assert trivial_score("mean_iou", (), 20) is None

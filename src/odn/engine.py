@@ -279,6 +279,7 @@ def _train_epoch(
         valid_error=fmean(score.error for score in scores),
         valid_count=scores[0].count,
         metric=scores[0].metric,
+        trivial_score=valid.spec.trivial_score,
         scores=tuple(score.value for score in apart),
         errors=tuple(score.error for score in apart),
         train_samples=samples,

@@ -135,6 +135,33 @@ class Tally:
         )
 
 
+def trivial_score(metric: Metric, support: tuple[int, ...], count: int) -> float | None:
+    """Return what the best answer scores that is the same for every sample.
+
+    Args:
+        metric: of a task.
+        support: samples of each class or label; empty for other tasks.
+        count: samples in all, 1 or more.
+
+    Returns:
+        Its score; 0 for R², None where it does not follow from these numbers.
+    """
+    shares = [number / count for number in support if number]
+    if metric == "r2":
+        return 0.0
+    if not shares:
+        return None
+    if metric == "accuracy":
+        return max(shares)
+    if metric == "balanced_accuracy":
+        return 1 / len(shares)
+    if metric == "macro_f1":
+        several = sum(support) != count  # labels instead of classes, each of which can be given to all samples
+        found = shares if several else [max(shares)]
+        return math.fsum(2 * share / (1 + share) for share in found) / len(shares)
+    return math.fsum(shares) / len(shares) if metric == "mean_average_precision" else None
+
+
 def _jackknife(values: list[float]) -> float:
     mean = math.fsum(values) / len(values)
     return math.sqrt((len(values) - 1) / len(values) * math.fsum((value - mean) ** 2 for value in values))

@@ -75,6 +75,7 @@ class EpochRecord:
         evaluated_samples: samples of forward passes without training (recalibration and validation).
         seconds: wall-clock time of the epoch with its evaluation.
         metric: what the score is a value of.
+        trivial_score: what the best answer scores that is the same for every sample; None if unknown.
         stop: why this phase of this depth ended with this epoch, None while it goes on.
         narrowed: while compressing, the network in training.
         scores: where all depths are trained, the validation score of each, from depth 1.
@@ -94,6 +95,7 @@ class EpochRecord:
     evaluated_samples: int
     seconds: float
     metric: Metric = "accuracy"
+    trivial_score: float | None = None
     stop: str | None = None
     narrowed: Narrowed | None = None
     scores: tuple[float, ...] = ()

@@ -224,8 +224,25 @@ def hopeless(records: Sequence[EpochRecord], config: ExpandConfig) -> bool:
     return 1 - predicted > config.reach * (1 - config.target_accuracy)
 
 
+def _has_begun(records: Sequence[EpochRecord]) -> bool:
+    """Tell whether a depth does better than an answer that is the same for every sample, beyond chance.
+
+    On few or difficult data that takes many epochs, before which no curve has flattened, because there is none yet.
+
+    Returns:
+        Whether it does; True where nobody knows how such an answer scores.
+    """
+    best = max(records, key=lambda record: record.valid_score)
+    if best.trivial_score is None:
+        return True
+    low, _ = score_interval(best.metric, best.valid_score, best.valid_error, best.valid_count)
+    return low > best.trivial_score
+
+
 def decide(records: Sequence[EpochRecord], config: ExpandConfig) -> StopReason | None:
     """Decide whether the depth trained last is done (ODN, arXiv 2510.10764: expand once converged).
+
+    A depth that has learnt nothing yet has not converged: it is given its whole budget of epochs.
 
     Args:
         records: all records so far, oldest first; only those of the last phase and depth count.
@@ -246,6 +263,8 @@ def decide(records: Sequence[EpochRecord], config: ExpandConfig) -> StopReason |
     if len(stage) >= last.cap:
         return StopReason.EPOCH_BUDGET
     if last.phase != "expand":
+        return None
+    if not _has_begun(stage):
         return None
     if hopeless(stage, config):
         return StopReason.HOPELESS

@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 from odn.config import AugmentConfig
 from odn.images import BadImage, ImageFile, Preprocessing, decode, image_warnings
 from odn.launch import local_world_size
+from odn.metrics import trivial_score
 from odn.tasks import Metric, Task
 from odn.texts import AnyPreprocessing, TextPreprocessing
 
@@ -94,6 +95,11 @@ class DataSpec:
     def vocabulary(self) -> int:
         """Number of different tokens; 0 for images."""
         return self.preprocessing.vocabulary if isinstance(self.preprocessing, TextPreprocessing) else 0
+
+    @property
+    def trivial_score(self) -> float | None:
+        """What the best answer scores on the validation split that is the same for every sample; None if unknown."""
+        return trivial_score(self.metric, self.valid_support, self.valid_count)
 
     @property
     def padding(self) -> int | None:
