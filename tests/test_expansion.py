@@ -58,6 +58,20 @@ def test_missing_the_target_is_a_result_with_the_best_depth():
     assert all(len([r for r in result.records if r.depth == depth]) <= 3 for depth in range(1, 10))
 
 
+def test_a_network_that_has_learnt_nothing_is_told_and_given_its_budget(caplog):
+    data = tiny_data()
+    data.valid.spec = dataclasses.replace(data.valid.spec, valid_support=(80, 8, 8))
+    slow = dataclasses.replace(TRAINING, learning_rate=1e-9)
+    config = dataclasses.replace(UNREACHABLE, patience=1, epochs_per_depth=4, depths=(1, 2))
+    result = expand(network(), data.train, data.valid, config=config, training=slow)
+    assert [record.stop for record in result.records] == [None, None, None, StopReason.EPOCH_BUDGET] * 2
+    assert "depth 1 does no better than one answer for every sample would, 0.8333; try more data" in caplog.text
+    caplog.clear()
+    result = expand(network(), DATA.train, DATA.valid, config=config, training=slow)
+    assert result.records[1].stop == StopReason.PLATEAU
+    assert not caplog.text
+
+
 def test_of_a_depth_the_best_epoch_is_kept_not_the_last():
     from odn.engine import evaluate
 

@@ -203,6 +203,15 @@ def test_an_automatic_target_is_settled_at_the_knee():
     assert settle_target(records([900]), (1,), auto) == auto
 
 
+def test_depths_that_have_learnt_nothing_make_no_knee():
+    auto = dataclasses.replace(CONFIG, target_accuracy=0.0, within=0.002)
+    flat = grown((1, [500]), (2, [500]), (4, [501]))
+    assert knee(flat, 16, auto) == 1
+    stuck = [dataclasses.replace(record, trivial_score=0.5) for record in flat]
+    assert knee(stuck, 16, auto) is None
+    assert knee(stuck, 4, auto) == 1  # nothing deeper is planned
+
+
 def test_an_automatic_target_is_that_of_annealed_weights_where_annealed_ones_are_held_against_it():
     auto = dataclasses.replace(CONFIG, target_accuracy=0.0, within=0.002)
     found = grown((1, [850]), (2, [900]), (4, [930]), (8, [925]), (16, [926]))

@@ -226,8 +226,7 @@ def test_a_run_starts_from_an_encoder_and_its_tokenizer(encoder, texts, odn, qui
 
 def test_trained_rows_of_the_embeddings_meet_the_tokens_they_were_trained_for(encoder, texts):
     path, network, tokenizer = encoder
-    backend = tokenizer.backend_tokenizer.to_str()
-    source = TokenizerSource(content=backend, where="x", padding=tokenizer.pad_token_id, vocabulary=len(tokenizer) + 5)
+    source = library.tokenizer_of(str(path))
     data = load_data(str(texts), positions=38, tokenizer=source)
     ours = partition(str(path), data.spec, pretrained=True).eval()
     given = ["the plum", "a hammer near my drill"]
@@ -247,6 +246,8 @@ def test_trained_rows_of_the_embeddings_meet_the_tokens_they_were_trained_for(en
 def test_a_fresh_start_takes_the_padding_of_its_own_tokenizer(encoder, texts):
     path, _, tokenizer = encoder
     data = load_data(str(texts), positions=38)
+    with pytest.raises(UsageError, match=f"another tokenizer than the tokenizer of {path}, to which the trained emb"):
+        partition(str(path), data.spec, pretrained=True)
     ours = partition(str(path), data.spec)
     assert (ours.stem.padding, ours.spec.config["pad_token_id"]) == (0, 0)
     assert build_network(str(path), (8,), 2, device="meta").stem.padding == tokenizer.pad_token_id

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from odn.network import NetworkSpec as NetworkSpec
     from odn.network import PartitionedNetwork as PartitionedNetwork
     from odn.network import partition as partition
+    from odn.network import tokenizer_of as tokenizer_of
     from odn.oneshot import train_all_depths as train_all_depths
     from odn.reporting import report as report
     from odn.routing import RoutedNetwork as RoutedNetwork
@@ -66,6 +67,7 @@ _HOME = {
     "report": "reporting",
     "route": "routing",
     "specialize": "specializing",
+    "tokenizer_of": "network",
     "train_all_depths": "oneshot",
 }
 __all__ = sorted(_HOME)

@@ -26,7 +26,7 @@ from odn.schedules import Schedule, anneal, constant_after_warmup, cool_down
 from odn.search import ExpandResult, Step, expand_result, next_step, plan_depths
 from odn.stage import Stage
 from odn.starting import Start, first_depth
-from odn.stopping import cap_of, decide, settle_target
+from odn.stopping import cap_of, decide, has_begun, settle_target
 
 _log = logging.getLogger("odn")
 
@@ -130,6 +130,14 @@ def expand_epochs(
             if record.stop is not None:
                 break
     result = expand_result(records, depths, config)
+    kept = [record for record in records if record.depth == result.depth]
+    if not has_begun(kept):
+        _log.warning(
+            "depth %d does no better than one answer for every sample would, %.4f; try more data, trained weights "
+            "(--pretrained) or another learning rate",
+            result.depth,
+            kept[0].trivial_score,
+        )
     if not (stage and stage.sharded):
         network.to(training_device())  # the blocks that were never trained follow the others
     checkpoints.take(kept_name(result.depth), network.prefix(result.depth))

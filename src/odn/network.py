@@ -17,6 +17,7 @@ from odn.backbones import (
     Inputs,
     Origin,
     find_backbone,
+    find_tokenizer,
     find_weights,
     refuse_namesake,
     take_apart,
@@ -30,6 +31,7 @@ from odn.partitioned import Prefix as Prefix
 from odn.spec import HasShape as HasShape
 from odn.spec import NetworkSpec as NetworkSpec
 from odn.tasks import Task
+from odn.tokenizer import Tokenizer, TokenizerSource
 from odn.widths import narrow
 
 
@@ -83,6 +85,7 @@ def partition(
             if blocks or head is not None:
                 raise UsageError(f"blocks and head are for networks of your own; leave them out for '{backbone}'")
             refuse_namesake(backbone)
+            _refuse_other_tokens(backbone, data, weights, pretrained)
             return build_network(
                 backbone,
                 data.input_shape,
@@ -104,6 +107,37 @@ def partition(
         heads = [make(shape, classes) for shape in shapes]
         origin = Origin(blocks=len(heads), source="the network as it came", sha256="") if pretrained else None
         return PartitionedNetwork(parts.stem, parts.blocks, heads, origin=origin)
+
+
+def tokenizer_of(
+    backbone: str, *, weights: str | Path | None = None, pretrained: bool = True
+) -> TokenizerSource | None:
+    """Find the tokenizer whose tokens the trained embeddings of a text encoder belong to, for ``load_data``.
+
+    Args:
+        backbone: a name from ``odn backbones``, or a directory that transformers saved.
+        weights: safetensors file with the tokenizer's ``tokenizer.json`` beside it; instead of ``pretrained``.
+        pretrained: take that of the weights that the library publishes, or that lie in the directory.
+
+    Returns:
+        The tokenizer; None for a backbone that reads images.
+
+    Raises:
+        UsageError: when there is no such backbone, or no tokenizer.
+        OdnError: when it cannot be had.
+    """
+    return find_tokenizer(find_backbone(backbone), weights, pretrained)
+
+
+def _refuse_other_tokens(backbone: str, data: HasShape, weights: str | Path | None, pretrained: bool) -> None:
+    """Trained embeddings would be looked up by ids that mean other tokens."""
+    ours: str = getattr(data, "tokenizer", "")  # empty for images, and where somebody else made the ids
+    given = tokenizer_of(backbone, weights=weights, pretrained=pretrained) if ours else None
+    if given and Tokenizer(given.content, given.where, given.padding).content != ours:
+        raise UsageError(
+            f"the texts were read with another tokenizer than {given.where}, to which the trained embeddings belong; "
+            "load them with load_data(..., tokenizer=odn.tokenizer_of(...))"
+        )
 
 
 def _head_maker(inputs: Inputs, task: Task, channel_dim: Literal[1, -1]) -> Callable[[tuple[int, ...], int], nn.Module]:

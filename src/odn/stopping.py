@@ -129,11 +129,29 @@ def cap_of(phase: Phase, config: ExpandConfig, steps_per_epoch: int, *, deepest:
     return config.cooldown_epochs if phase == "cooldown" else config.lookback_epochs
 
 
+def has_begun(records: Sequence[EpochRecord]) -> bool:
+    """Tell whether a network does better than an answer that is the same for every sample, beyond chance.
+
+    On few or difficult data that takes many epochs, before which no curve has flattened, because there is none yet.
+
+    Args:
+        records: of it, one or more.
+
+    Returns:
+        Whether the 95 % interval of its best score lies above; True where nobody knows how such an answer scores.
+    """
+    best = max(records, key=lambda record: record.valid_score)
+    if best.trivial_score is None:
+        return True
+    low, _ = score_interval(best.metric, best.valid_score, best.valid_error, best.valid_count)
+    return low > best.trivial_score
+
+
 def knee(records: Sequence[EpochRecord], deepest: int, config: ExpandConfig) -> int | None:
     """Find the shallowest depth that is nearly as good as the best, once growing has shown what the data give.
 
-    Growing is over when the last two depths each gained less than one standard error over the best before them, or
-    when nothing deeper is planned.
+    Growing is over when the last two depths each gained less than one standard error over the best before them, which
+    had learnt something, or when nothing deeper is planned.
 
     Args:
         records: of the expansion, oldest first.
@@ -152,7 +170,8 @@ def knee(records: Sequence[EpochRecord], deepest: int, config: ExpandConfig) -> 
             return None
         top = max(epochs, key=lambda record: record.valid_score)
         if best is not None:
-            idle = idle + 1 if top.valid_score - best.valid_score < best.valid_error else 0
+            flat = top.valid_score - best.valid_score < best.valid_error
+            idle = idle + 1 if flat and has_begun([best]) else 0
         best = top if best is None else max(best, top, key=lambda record: record.valid_score)
     if best is None or (idle < 2 and growing[-1].depth < deepest):
         return None
@@ -224,21 +243,6 @@ def hopeless(records: Sequence[EpochRecord], config: ExpandConfig) -> bool:
     return 1 - predicted > config.reach * (1 - config.target_accuracy)
 
 
-def _has_begun(records: Sequence[EpochRecord]) -> bool:
-    """Tell whether a depth does better than an answer that is the same for every sample, beyond chance.
-
-    On few or difficult data that takes many epochs, before which no curve has flattened, because there is none yet.
-
-    Returns:
-        Whether it does; True where nobody knows how such an answer scores.
-    """
-    best = max(records, key=lambda record: record.valid_score)
-    if best.trivial_score is None:
-        return True
-    low, _ = score_interval(best.metric, best.valid_score, best.valid_error, best.valid_count)
-    return low > best.trivial_score
-
-
 def decide(records: Sequence[EpochRecord], config: ExpandConfig) -> StopReason | None:
     """Decide whether the depth trained last is done (ODN, arXiv 2510.10764: expand once converged).
 
@@ -264,7 +268,7 @@ def decide(records: Sequence[EpochRecord], config: ExpandConfig) -> StopReason |
         return StopReason.EPOCH_BUDGET
     if last.phase != "expand":
         return None
-    if not _has_begun(stage):
+    if not has_begun(stage):
         return None
     if hopeless(stage, config):
         return StopReason.HOPELESS
