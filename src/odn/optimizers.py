@@ -31,13 +31,31 @@ def settled(config: TrainConfig, *, texts: bool) -> TrainConfig:
     )
 
 
-def make_optimizer(network: Network, config: TrainConfig, batch_size: int) -> torch.optim.Optimizer:
+def batch_size_for(config: TrainConfig, train_count: int) -> int:
+    """Choose the number of images per step.
+
+    Args:
+        config: may name it.
+        train_count: images in the training split.
+
+    Returns:
+        The batch size asked for, or a 64th of the images, rounded down to a power of two between 16 and 256.
+    """
+    if config.batch_size:
+        return config.batch_size
+    return min(max(1 << (max(train_count // 64, 1).bit_length() - 1), 16), 256)
+
+
+def make_optimizer(
+    network: Network, config: TrainConfig, batch_size: int, *, fused: bool = True
+) -> torch.optim.Optimizer:
     """Make the optimizer of a network's weights; each group remembers its rate as ``initial_lr``.
 
     Args:
         network: holding exactly the parameters to train; blocks that came trained learn at their own rate.
         config: as from ``settled``.
         batch_size: images or texts per step.
+        fused: take a step in one pass over the weights; impossible where processes hold a part of each.
 
     Returns:
         The optimizer.
@@ -59,5 +77,5 @@ def make_optimizer(network: Network, config: TrainConfig, batch_size: int) -> to
             if parameters:
                 groups.append({"params": parameters, "weight_decay": own_decay, "initial_lr": own_rate})
     if sgd:
-        return torch.optim.SGD(groups, lr=rate, momentum=0.9, nesterov=True)
-    return torch.optim.AdamW(groups, lr=rate)
+        return torch.optim.SGD(groups, lr=rate, momentum=0.9, nesterov=True, fused=fused)
+    return torch.optim.AdamW(groups, lr=rate, fused=fused)

@@ -22,10 +22,10 @@ from odn.data import DataSpec, TensorSplit, training_batches
 from odn.engine import evaluate
 from odn.measure import macs_by_depth, training_bytes
 from odn.network import Prefix, build_network
-from odn.optimizers import settled
+from odn.optimizers import batch_size_for, settled
 from odn.processes import training_device
 from odn.search import plan_depths
-from odn.stage import Stage, batch_size_for
+from odn.stage import Stage
 from odn.stopping import cap_of
 from odn.texts import plain_preprocessing
 

@@ -21,11 +21,11 @@ from odn.errors import OdnError, UsageError
 from odn.layers import to_channels_last
 from odn.losses import LabelLoss, Loss
 from odn.network import Network, PartitionedNetwork, Prefix
-from odn.optimizers import make_optimizer, settled
+from odn.optimizers import batch_size_for, make_optimizer, settled
 from odn.processes import accelerator, copy_from_first, share, total, training_device
 from odn.schedules import Schedule
 from odn.sharding import fill, part_like, shard
-from odn.weights import weights_of, whole
+from odn.weights import copied, weights_of
 
 _log = logging.getLogger("odn")
 _Tensors = tuple[Tensor, ...] | list[Tensor]
@@ -50,21 +50,6 @@ def resolve_precision(precision: Precision, device: torch.device) -> Literal["fp
         capabilities = torch.cpu.get_capabilities()
         return "bf16" if capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") else "fp32"
     return "fp32"
-
-
-def batch_size_for(config: TrainConfig, train_count: int) -> int:
-    """Choose the number of images per step.
-
-    Args:
-        config: may name it.
-        train_count: images in the training split.
-
-    Returns:
-        The batch size asked for, or a 64th of the images, rounded down to a power of two between 16 and 256.
-    """
-    if config.batch_size:
-        return config.batch_size
-    return min(max(1 << (max(train_count // 64, 1).bit_length() - 1), 16), 256)
 
 
 @final
@@ -123,10 +108,9 @@ class Stage:
         if self.sharded:
             for module in (self.network, self.averaged):
                 shard(module, self.share.world)
-        self.optimizer: torch.optim.Optimizer = make_optimizer(self.network, config, self.batch_size)
-        if previous is not None:
-            state = previous.optimizer_state()
-            self.load_optimizer_state({n: t for n, t in state.items() if not (new_head and n.startswith("head."))})
+        self.optimizer = make_optimizer(self.network, config, self.batch_size, fused=not self.sharded)
+        state = previous.optimizer_state() if previous else {}
+        self.load_optimizer_state({n: t for n, t in state.items() if not (new_head and n.startswith("head."))})
         self.model: nn.Module
         if self.sharded:
             self.model, self._stepper = self.network, self.optimizer
@@ -235,17 +219,19 @@ class Stage:
         fill(self._given, weights_of(self.averaged))
 
     def optimizer_state(self) -> dict[str, Tensor]:
-        """Return what the optimizer remembers, e.g. momenta, as whole CPU tensors.
+        """Return what the optimizer remembers, e.g. momenta, as whole CPU tensors of their own.
 
         Returns:
             By ``parameter/entry``.
         """
-        return {
-            f"{name}/{key}": whole(value).detach().cpu().contiguous()
-            for name, parameter in self.network.named_parameters()
-            for key, value in self.optimizer.state.get(parameter, {}).items()
-            if isinstance(value, Tensor)
-        }
+        return copied(
+            {
+                f"{name}/{key}": value
+                for name, parameter in self.network.named_parameters()
+                for key, value in self.optimizer.state.get(parameter, {}).items()
+                if isinstance(value, Tensor)
+            }
+        )
 
     def load_optimizer_state(self, state: Mapping[str, Tensor]) -> None:
         """Let the optimizer remember what one of another stage did.
@@ -259,8 +245,12 @@ class Stage:
             if found:
                 # The parameter's own memory layout keeps later sums bit-identical.
                 self.optimizer.state[parameter] = {
-                    key: part_like(parameter.detach(), t) if t.ndim else t.clone() for key, t in found.items()
+                    key: part_like(parameter.detach(), t) if t.ndim else t.to(self.device, copy=True)
+                    for key, t in found.items()
                 }
+            elif isinstance(self.optimizer, torch.optim.SGD):
+                # A fused step wants the momenta of all weights or of none; zero is what a fresh one begins with.
+                self.optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
 
     def _average(self, averaged: _Tensors, current: _Tensors, count: Tensor | int) -> None:
         horizon = min(max(self.config.ema_epochs * self.steps_per_epoch, 10.0), _MAX_EMA_STEPS)
