@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import logging
 import tomllib
 import urllib.error
 from pathlib import Path
@@ -15,7 +16,8 @@ from torch import nn
 from torchvision.models import mobilenet_v2, resnet18, resnet34
 
 from conftest import stripes, tiny_data
-from odn.backbones import Origin
+from odn.backbones import BACKBONES, Origin
+from odn.backbones.loading import fetch
 from odn.config import FinetuneConfig, TrainConfig
 from odn.errors import OdnError, UsageError
 from odn.extraction import extract, finetune, finetune_epochs
@@ -288,6 +290,19 @@ def test_timms_weights_are_loaded_whole(tmp_path, monkeypatch, name, shape):
     )
     with pytest.raises(OdnError, match="timm cannot bring the weights of .* along .*Missing key"):
         partition(f"timm/{name}", Shape(shape), pretrained=True)
+
+
+def test_what_the_hub_says_of_every_attempt_is_kept_back(capsys, caplog):
+    hub = logging.getLogger("huggingface_hub")
+
+    def attempt():
+        hub.warning("Retrying in 8s [Retry 4/5].")
+        raise OSError("no network")
+
+    with pytest.raises(OdnError, match=r"transformers cannot bring the tokenizer of 'bert_base' along \(no network\)"):
+        fetch(BACKBONES["bert_base"], attempt, "tokenizer")
+    assert "Retrying" not in caplog.text + capsys.readouterr().err
+    assert hub.level != logging.ERROR
 
 
 def test_timm_says_when_it_has_none():

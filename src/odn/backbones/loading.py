@@ -155,6 +155,9 @@ def fetch(backbone: Backbone, how: Callable[[], _Fetched], what: str) -> _Fetche
     Raises:
         OdnError: when it cannot be had.
     """
+    hub = logging.getLogger("huggingface_hub")  # warns twice of every attempt without a network
+    level = hub.level
+    hub.setLevel(logging.ERROR)
     try:
         with contextlib.redirect_stdout(sys.stderr):  # where downloads are announced
             return how()
@@ -166,6 +169,8 @@ def fetch(backbone: Backbone, how: Callable[[], _Fetched], what: str) -> _Fetche
             f"{backbone.library} cannot bring the {what} of '{backbone.name}' along ({reason}); connect to the "
             "network, put them into its cache, or give them with --weights FILE.safetensors"
         ) from error
+    finally:
+        hub.setLevel(level)
 
 
 def digest_of(tensors: Mapping[str, Tensor]) -> str:
