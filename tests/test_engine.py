@@ -184,10 +184,15 @@ def test_precision_is_taken_as_asked_and_auto_asks_the_hardware(monkeypatch):
     cpu = torch.device("cpu")
     assert resolve_precision("fp32", cpu) == "fp32"
     assert resolve_precision("bf16", cpu) == "bf16"
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True})
-    assert resolve_precision("auto", cpu) == "bf16"
-    monkeypatch.setattr(torch.cpu, "get_capabilities", dict)
-    assert resolve_precision("auto", cpu) == "fp32"
+    for capabilities, precision in (
+        ({"cpu_name": "Intel Xeon", "avx512_bf16": True}, "fp32"),
+        ({"cpu_name": "Intel Xeon", "avx512_bf16": True, "amx_bf16": True}, "bf16"),
+        ({"cpu_name": "AMD EPYC", "avx512_bf16": True}, "bf16"),
+        ({"cpu_name": "AMD EPYC", "avx512_bf16": False}, "fp32"),
+        ({}, "fp32"),
+    ):
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)  # noqa: B023
+        assert resolve_precision("auto", cpu) == precision
 
 
 def test_bf16_training_keeps_fp32_weights():

@@ -46,7 +46,7 @@ class Flags:
         compress: narrow the network in the end: width=0.5, max_parameters=20000, max_macs=1000000, or auto for as
             narrow as holds the target; with ,int8 quantised too.
         to: further runtimes that the artifact gets files for, e.g. onnx,int8; see odn export.
-        precision: arithmetic of training; auto takes bf16 where the hardware has it.
+        precision: arithmetic of training; auto takes bf16 where the hardware is faster with it.
         parallel: with several processes (torchrun) each holds a copy of the network, or with fsdp a part of it.
         config: a TOML recipe, as RUN/config.toml; flags go before it.
         resume: continue the run that stands in the run directory.

@@ -36,11 +36,12 @@ def resolve_precision(precision: Precision, device: torch.device) -> Literal["fp
     """Choose the arithmetic of training.
 
     Args:
-        precision: as asked for; ``auto`` takes bf16 where the hardware computes it natively.
+        precision: as asked for; ``auto`` takes bf16 where the hardware is faster with it.
         device: on which training runs.
 
     Returns:
-        ``fp32`` or ``bf16``.
+        ``fp32`` or ``bf16``. Without AMX, what Intel's processors gain by AVX512-BF16 is less than what the
+        conversions cost; AMD's multiply twice as fast with it.
     """
     if precision != "auto":
         return precision
@@ -48,7 +49,9 @@ def resolve_precision(precision: Precision, device: torch.device) -> Literal["fp
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
     if device.type == "cpu":
         capabilities = torch.cpu.get_capabilities()
-        return "bf16" if capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") else "fp32"
+        of_amd = "AMD" in str(capabilities.get("cpu_name"))
+        native = capabilities.get("amx_bf16") or (of_amd and capabilities.get("avx512_bf16"))
+        return "bf16" if native else "fp32"
     return "fp32"
 
 

@@ -29,7 +29,7 @@ class TrainConfig:
         recalibration_images: training images used to compute BatchNorm statistics for averaged weights.
         max_gradient_norm: gradients are clipped to this L2 norm; 0 does not clip. Negative takes the default: 1 for
             texts, 0 for images.
-        precision: ``bf16`` autocast, ``fp32``, or ``auto``: bf16 where the hardware computes it natively.
+        precision: ``bf16`` autocast, ``fp32``, or ``auto``: bf16 where the hardware is faster with it.
         parallel: how several processes share the work: ``ddp`` gives each a copy of the network, ``fsdp`` a part of it,
             for networks that do not fit one GPU.
         checkpoint_minutes: within an epoch that takes longer, the state is saved every so many minutes; after every
