@@ -41,7 +41,7 @@ def resolve_precision(precision: Precision, device: torch.device) -> Literal["fp
 
     Returns:
         ``fp32`` or ``bf16``. Without AMX, what Intel's processors gain by AVX512-BF16 is less than what the
-        conversions cost; AMD's multiply twice as fast with it.
+        conversions cost; AMD's gain more.
     """
     if precision != "auto":
         return precision
