@@ -173,9 +173,12 @@ def test_default_batch_sizes(count, expected):
     assert batch_size_for(TrainConfig(batch_size=7), count) == 7
 
 
-@pytest.mark.parametrize(("optimizer", "rate"), [("sgd", 0.05), ("adamw", 0.002 * 0.5**0.5)])
-def test_default_learning_rates_scale_with_the_batch(optimizer, rate):
-    trained = stage(optimizer=optimizer, batch_size=64, learning_rate=0.0)
+@pytest.mark.parametrize(
+    ("optimizer", "batch_size", "rate"),
+    [("sgd", 16, 0.1), ("sgd", 128, 0.1), ("sgd", 512, 0.4), ("adamw", 64, 0.002 * 0.5**0.5)],
+)
+def test_default_learning_rates_scale_with_the_batch_that_of_sgd_not_below_128_images(optimizer, batch_size, rate):
+    trained = stage(optimizer=optimizer, batch_size=batch_size, learning_rate=0.0)
     assert trained.optimizer.param_groups[0]["initial_lr"] == pytest.approx(rate)
     assert stage(optimizer=optimizer).optimizer.param_groups[0]["initial_lr"] == 0.05
 

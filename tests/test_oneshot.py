@@ -24,11 +24,12 @@ from odn.extraction import extract
 from odn.losses import soft_loss, task_loss
 from odn.metrics import Score
 from odn.network import PartitionedNetwork
-from odn.oneshot import AllDepthsLoss, train_all_depths, train_all_depths_epochs
+from odn.oneshot import train_all_depths, train_all_depths_epochs
 from odn.recipe import read_run_config
 from odn.records import EpochRecord, read_history
 from odn.rundir import write_config
 from odn.storage import load_partitioned, save_network
+from odn.supervision import AllDepthsLoss
 from odn.training import train_run
 from test_cli import without_times
 from test_devices import TABLE

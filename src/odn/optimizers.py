@@ -62,9 +62,10 @@ def make_optimizer(
     """
     assert config.optimizer != "auto"
     sgd = config.optimizer == "sgd"
-    # Linear scaling for SGD (Goyal et al., arXiv 1706.02677), square root for Adam (Malladi et al., arXiv 2205.10287).
+    # Linear scaling for SGD (Goyal et al., arXiv 1706.02677), but not below 128 images, where it starves small datasets
+    # (docs/log.md, 2026-11-28); square root for Adam (Malladi et al., arXiv 2205.10287).
     batches = batch_size / 128
-    rate = config.learning_rate or (0.1 * batches if sgd else 0.002 * math.sqrt(batches))
+    rate = config.learning_rate or (0.1 * max(batches, 1.0) if sgd else 0.002 * math.sqrt(batches))
     decay = config.weight_decay if config.weight_decay >= 0 else (5e-4 if sgd else 0.05)
     parts = nn.ModuleList([network.stem, *network.blocks[: network.pretrained]] if network.pretrained else [])
     trained = set(map(id, parts.parameters()))

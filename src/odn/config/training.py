@@ -16,7 +16,7 @@ class TrainConfig:
     Attributes:
         optimizer: ``sgd`` (Nesterov momentum 0.9), ``adamw``, or ``auto``: sgd for images, adamw for texts.
         learning_rate: peak learning rate; 0 takes the optimizer's default: for a batch of 128 images 0.1 (sgd) or
-            0.002 (adamw), scaled with the batch size linearly (sgd) or by its square root (adamw).
+            0.002 (adamw), scaled with the batch size linearly above that (sgd) or by its square root (adamw).
         pretrained_rate: peak learning rate of weights that came trained; 0 takes that of fresh ones, at most 0.05 (sgd)
             or 0.0005 (adamw).
         weight_decay: on weights of two or more dimensions; biases and norms are never decayed. Negative
