@@ -26,14 +26,14 @@ from odn.defaults import DATASETS
 from odn.engine import evaluate
 from odn.expansion import expand_epochs
 from odn.extraction import finetune_epochs
-from odn.measure import macs_by_depth, train_macs
+from odn.measure import macs_by_depth, macs_together, train_macs
 from odn.network import build_network
 from odn.records import EpochRecord
 
 Result = TypeVar("Result")
 SPLIT_SEED = 0  # subset and split stay the same: the depth that is right is the one for these data
 GROWTH, GROWTH_DATA = ("cifar_resnet20", "cifar_resnet32", "cifar_resnet56", "cifar_resnet110"), "fashion-mnist"
-SEARCH_CODE = ("config/training.py", "expansion.py", "search.py", "stopping.py", "extraction.py")
+SEARCH_CODE = ("config/training.py", "expansion.py", "search.py", "stopping.py", "extraction.py", "supervision.py")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,11 +169,13 @@ def row_of(
     Returns:
         Accuracies and costs.
     """
-    macs = macs_of(backbone, data.spec.input_shape, len(data.spec.classes))
+    shape, classes = data.spec.input_shape, len(data.spec.classes)
+    macs = macs_of(backbone, shape, classes)
+    together = macs_together(records, build_network(backbone, shape, classes, device="meta").trunk, shape)
     return {
         "valid": valid,
         "test": evaluate(network, data.test).value,
-        "train_macs": train_macs(records, macs),
+        "train_macs": train_macs(records, macs, together),
         "learning_macs": sum(3 * record.train_samples * macs[record.depth - 1] for record in records),
         "seconds": round(seconds, 1),
         "threads": torch.get_num_threads(),
@@ -235,7 +237,9 @@ def search(data: Data, backbone: str, depths: tuple[int, ...], target: float, se
     config = odn.ExpandConfig(target_accuracy=target, depths=depths)
     grown, chosen = finished(expand_epochs(network, data.train, data.valid, config=config, seed=seed))
     small = odn.extract(network, chosen.depth)
-    tuned, result = finished(finetune_epochs(small, data.train, data.valid, seed=seed))
+    settled = any(record.phase == "settle" and record.depth == chosen.depth for record in grown)
+    finetune = odn.FinetuneConfig(epochs=odn.FinetuneConfig().epochs_for(settled=settled))
+    tuned, result = finished(finetune_epochs(small, data.train, data.valid, config=finetune, seed=seed))
     seconds = _clock() - begin
     path = [(key, len(list(group))) for key, group in groupby(grown, key=lambda r: (r.phase, r.depth))]
     return {
@@ -405,7 +409,7 @@ def publish(cells: Cells, plan: Plan) -> None:
         f"training of the full depth, `oracle` one of every depth, each {plan.epochs} epochs. Costs are training MACs "
         "as the report counts them, expansion and fine-tuning together, evaluation after every epoch included; "
         "`cost_vs_full_learning` leaves it out of the full training alone. Seconds are those of "
-        "the processor. `path` lists the epochs of each step: e expand, c cool-down, l look back, f fine-tune. "
+        "the processor. `path` lists the epochs of each step: e expand, c cool-down, s settle, f fine-tune. "
         "`blocks_off` counts planned depths. A search that missed its target counts as wrong.\n\n"
         "The oracle: means over seeds; `error` is the standard error of the difference to the depth before, `target` "
         "what is asked of the search for which this depth is right.\n\n" + table(curves, CURVES)

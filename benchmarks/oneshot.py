@@ -21,7 +21,7 @@ from odn.curve import curve_of
 from odn.data import Data
 from odn.defaults import DATASETS, complete
 from odn.engine import evaluate, evaluate_depths
-from odn.measure import macs_by_depth, measure_cost, train_macs
+from odn.measure import macs_by_depth, macs_together, train_macs
 from odn.network import build_network
 from odn.oneshot import KEPT
 from odn.profiling import measure_device
@@ -175,7 +175,7 @@ def together(config: RunConfig, data: Data, run: Path) -> Row:
     meta = build_network(spec.backbone, spec.input_shape, spec.classes, device="meta")
     macs = macs_by_depth(meta.prefixes(), spec.input_shape)
     records = read_history(run / "history.jsonl")
-    cost = train_macs(records, macs, measure_cost(meta, spec.input_shape).macs)
+    cost = train_macs(records, macs, macs_together(records, meta.trunk, spec.input_shape))
     passes = sum(3 * record.train_samples + record.evaluated_samples for record in records)
     return {
         "depth": None,

@@ -8,24 +8,26 @@ from odn.checkpoint import Checkpoints
 from odn.config import ExpandConfig, FinetuneConfig, TrainConfig
 from odn.engine import finish, train_epochs
 from odn.errors import UsageError
-from odn.expansion import _attach, expand, expand_epochs
+from odn.expansion import _stage, _stage_for, expand, expand_epochs
 from odn.extraction import extract, finetune, finetune_epochs
 from odn.network import PartitionedNetwork, partition
 from odn.records import StopReason, read_history
-from odn.search import expand_result
-from odn.stage import Stage
+from odn.search import Step, expand_result, kept_by_depth
 from test_network import by_hand
 
 DATA = tiny_data()
 TRAINING = TrainConfig(batch_size=16, learning_rate=0.05, precision="fp32")
 FAST = dataclasses.replace(TRAINING, learning_rate=0.5)
+# Grows through all networks, two confirmations out of reach, and anneals nothing.
 UNREACHABLE = ExpandConfig(
-    target_accuracy=0.9999, confidence=0.999999, epochs_per_depth=3, patience=2, cooldown_epochs=0
+    target_accuracy=0.9999,
+    confidence=0.999999,
+    epochs_per_depth=3,
+    patience=2,
+    cooldown_epochs=0,
+    settle_epochs=0,
 )
-
-LOOKING_BACK = ExpandConfig(
-    target_accuracy=0.9, epochs_per_depth=2, confirmations=1, cooldown_epochs=0, lookback_epochs=3
-)
+BRIEF = ExpandConfig(target_accuracy=0.9, epochs_per_depth=2, confirmations=1, cooldown_epochs=2, settle_epochs=2)
 
 
 def network(seed: int = 0) -> PartitionedNetwork:
@@ -37,8 +39,10 @@ def test_the_shallowest_depth_that_holds_the_target_is_kept():
     result = expand(grown, DATA.train, DATA.valid, target_accuracy=0.9, training=FAST)
     assert (result.depth, result.reached) == (1, True)
     assert result.valid_score >= 0.9
-    assert result.records[-1].stop == StopReason.TARGET_REACHED
-    assert [record.stop for record in result.records[:-1]] == [None] * (len(result.records) - 1)
+    assert (result.records[-1].phase, result.records[-1].stop) == ("settle", StopReason.TARGET_REACHED)
+    stops = [(record.phase, record.epoch == record.cap) for record in result.records if record.stop is not None]
+    assert [phase for phase, _ in stops] == ["expand", "cooldown", "settle"]
+    assert all(at_cap for phase, at_cap in stops if phase != "expand")
 
 
 def test_the_chosen_prefix_holds_the_weights_that_were_judged():
@@ -52,10 +56,12 @@ def test_the_chosen_prefix_holds_the_weights_that_were_judged():
 def test_missing_the_target_is_a_result_with_the_best_depth():
     result = expand(network(), DATA.train, DATA.valid, config=UNREACHABLE, training=TRAINING)
     assert not result.reached
-    assert {record.depth for record in result.records} == {1, 2, 4, 8, 9}
-    best = max(record.valid_score for record in result.records)
-    assert result.depth == min(r.depth for r in result.records if r.valid_score == best)
-    assert all(len([r for r in result.records if r.depth == depth]) <= 3 for depth in range(1, 10))
+    assert [record.depth for record in result.records if record.stop] == [1, 2, 4, 9]
+    kept = {depth: record.valid_score for depth, (record, _) in kept_by_depth(result.records).items()}
+    assert list(kept) == list(range(1, 10))
+    assert (result.depth, result.valid_score) == max(kept.items(), key=lambda item: (item[1], -item[0]))
+    assert all(len(record.scores) == record.depth for record in result.records)
+    assert all(record.valid_score == record.scores[-1] for record in result.records)
 
 
 def test_a_network_that_has_learnt_nothing_is_told_and_given_its_budget(caplog):
@@ -65,76 +71,49 @@ def test_a_network_that_has_learnt_nothing_is_told_and_given_its_budget(caplog):
     config = dataclasses.replace(UNREACHABLE, patience=1, epochs_per_depth=4, depths=(1, 2))
     result = expand(network(), data.train, data.valid, config=config, training=slow)
     assert [record.stop for record in result.records] == [None, None, None, StopReason.EPOCH_BUDGET] * 2
-    assert "depth 1 does no better than one answer for every sample would, 0.8333; try more data" in caplog.text
+    assert "does no better than one answer for every sample would, 0.8333; try more data" in caplog.text
     caplog.clear()
     result = expand(network(), DATA.train, DATA.valid, config=config, training=slow)
     assert result.records[1].stop == StopReason.PLATEAU
     assert not caplog.text
 
 
-def test_of_a_depth_the_best_epoch_is_kept_not_the_last():
+def test_of_a_depth_alone_the_best_epoch_is_kept_and_of_several_together_the_last():
     from odn.engine import evaluate
 
-    config = dataclasses.replace(UNREACHABLE, depths=(1,), epochs_per_depth=6, patience=6)
-    grown = network()
-    result = expand(grown, DATA.train, DATA.valid, config=config, training=TRAINING)
-    correct = [record.valid_score for record in result.records]
-    assert max(correct) > correct[-1]
-    assert evaluate(grown.prefix(1), DATA.valid).value == max(correct)
+    config = dataclasses.replace(UNREACHABLE, depths=(1,), epochs_per_depth=1, settle_epochs=2)
+    checkpoints, grown = Checkpoints("expand"), network()
+    epochs = expand_epochs(
+        grown, DATA.train, DATA.valid, config=config, training=TRAINING, checkpoints=checkpoints, seed=1
+    )
+    result = finish(epochs)
+    alone = [record.valid_score for record in result.records if record.phase == "settle"]
+    assert max(alone) > alone[-1]
+    assert evaluate(grown.prefix(1), DATA.valid).value == max(alone) == result.valid_score
+    together = grown.trunk(1)
+    checkpoints.take("trunk_001", together)
+    assert evaluate(together.prefix(1), DATA.valid).value == result.records[0].valid_score
 
 
-def test_only_planned_depths_are_tried():
+def test_only_planned_depths_are_chosen():
     config = dataclasses.replace(UNREACHABLE, depths=(2, 5))
     result = expand(network(), DATA.train, DATA.valid, config=config, training=TRAINING)
     assert {record.depth for record in result.records} == {2, 5}
+    assert result.depth in (2, 5)
 
 
-def test_a_depth_that_almost_reaches_the_target_is_annealed_before_the_next_is_attached():
+def test_a_network_near_the_target_is_annealed_before_more_blocks_are_attached():
     config = dataclasses.replace(UNREACHABLE, depths=(1, 2), cooldown_epochs=2, reach=1e9)
     result = expand(network(), DATA.train, DATA.valid, config=config, training=TRAINING)
     phases = [(record.phase, record.depth, record.epoch) for record in result.records]
-    assert phases == [
-        ("expand", 1, 1), ("expand", 1, 2), ("expand", 1, 3), ("cooldown", 1, 1), ("cooldown", 1, 2),
-        ("expand", 2, 1), ("expand", 2, 2), ("expand", 2, 3), ("cooldown", 2, 1), ("cooldown", 2, 2),
-    ]  # fmt: skip
+    cool = [epoch for phase, depth, epoch in phases if (phase, depth) == ("cooldown", 1)]
+    assert phases[:3] == [("expand", 1, 1), ("expand", 1, 2), ("expand", 1, 3)]
+    assert cool == list(range(1, 7))  # three times two, because an epoch has few steps
     rates = [record.learning_rate for record in result.records]
-    assert rates[2:5] == pytest.approx([0.05, 0.025, 0.0])
+    assert rates[2:9] == pytest.approx([0.05 * (1 - step / 6) for step in range(7)])
 
 
-def test_the_target_can_be_reached_while_annealing():
-    config = ExpandConfig(target_accuracy=0.9, epochs_per_depth=1, confirmations=1, cooldown_epochs=30, reach=1e9)
-    result = expand(
-        network(), DATA.train, DATA.valid, config=config, training=dataclasses.replace(TRAINING, learning_rate=0.2)
-    )
-    assert (result.depth, result.reached, result.records[-1].phase) == (1, True, "cooldown")
-
-
-@pytest.mark.parametrize(("depth", "same_function"), [(2, True), (4, False)])
-def test_growing_starts_from_the_judged_function_where_shapes_allow(depth, same_function):
-    grown = network()
-    stage = Stage(grown.prefix(depth - 1), TRAINING, DATA.train)
-    for x, y in ((torch.randn(16, 1, 8, 8), torch.arange(16) % 3) for _ in range(5)):
-        stage.train_step(x, y, lambda _: 1.0)
-    x = torch.randn(4, 1, 8, 8)
-    judged = stage.averaged.eval()(x)
-    stage.network.load_state_dict(stage.averaged.state_dict())
-    new = _attach(grown, depth - 1, depth, TRAINING, DATA.train, previous=stage)
-    assert new.network.depth == depth
-    logits = new.network.eval()(x)
-    assert torch.equal(logits, judged) == same_function
-    assert new.step == 0
-    # The optimizer remembers the head that was copied, and nothing of one that is new.
-    momentum = [s.optimizer.state[s.network.head.linear.weight]["momentum_buffer"] for s in (stage, new)]
-    assert momentum[0].any()
-    assert torch.equal(*momentum) if same_function else not momentum[1].any()
-
-
-def test_a_network_built_by_hand_grows_too():
-    result = expand(by_hand(), DATA.train, DATA.valid, config=UNREACHABLE, training=TRAINING)
-    assert {record.depth for record in result.records} == {1, 2, 3}
-
-
-def test_looking_back_starts_from_the_weights_of_the_deeper_network_that_holds_the_target(monkeypatch):
+def test_the_shallowest_depth_that_should_do_is_trained_on_its_own_from_the_annealed_network(monkeypatch):
     starts = {}
 
     def watched(stage, *arguments, **options):
@@ -144,23 +123,56 @@ def test_looking_back_starts_from_the_weights_of_the_deeper_network_that_holds_t
     monkeypatch.setattr("odn.durable.train_epochs", watched)
     checkpoints = Checkpoints("expand")
     grown = network()
-    epochs = expand_epochs(grown, DATA.train, DATA.valid, config=LOOKING_BACK, training=FAST, checkpoints=checkpoints)
-    path = [(record.phase, record.depth) for record in epochs]
-    assert path[-1] == ("lookback", 3)
-    deeper = extract(grown, 4)
-    checkpoints.take("depth_004", deeper)
-    start, source = starts["lookback", 3], state(deeper)
-    shared = [name for name in start if name in source and not name.startswith("head.")]
-    assert len(shared) > 10
-    assert all(torch.equal(start[name], source[name]) for name in shared)
+    config = dataclasses.replace(BRIEF, depths=(2, 4), reach=1.0, gain=0.5)
+    epochs = expand_epochs(grown, DATA.train, DATA.valid, config=config, training=FAST, checkpoints=checkpoints)
+    result = finish(epochs)
+    settled = [record for record in result.records if record.phase == "settle"]
+    source = max(record.depth for record in result.records if record.phase == "cooldown")
+    together = grown.trunk(source)
+    checkpoints.take(f"trunk_{source:03d}", together)
+    first = settled[0].depth
+    assert same(starts["settle", first], state(together.prefix(first)))
+    assert same(starts["settle", first], state(extract(together, first)))
+
+
+@pytest.mark.parametrize(("depth", "same_function"), [(2, True), (4, False)])
+def test_growing_starts_from_the_judged_function_where_shapes_allow(depth, same_function):
+    grown = network()
+    stage = _stage(grown, "expand", depth - 1, TRAINING, DATA.train)
+    for x, y in ((torch.randn(16, 1, 8, 8), torch.arange(16) % 3) for _ in range(5)):
+        stage.train_step(x, y, lambda _: 1.0)
+    x = torch.randn(4, 1, 8, 8)
+    judged = stage.averaged.eval()(x)
+    checkpoints = Checkpoints("expand")
+    checkpoints.records = list(
+        expand(network(), DATA.train, DATA.valid, config=UNREACHABLE, training=TRAINING).records[:1]
+    )
+    checkpoints.records[0] = dataclasses.replace(checkpoints.records[0], depth=depth - 1)
+    new = _stage_for(Step(phase="expand", depth=depth), grown, TRAINING, DATA.train, stage, checkpoints)
+    assert new.network.depth == depth
+    logits = new.network.eval()(x)
+    assert all(torch.equal(*pair) for pair in zip(logits[:-1], judged, strict=True))
+    assert torch.equal(logits[-1], judged[-1]) == same_function
+    assert new.step == 0
+    # The optimizer remembers the heads that were there, and nothing of the new one.
+    momenta = [new.optimizer.state[head.linear.weight]["momentum_buffer"] for head in new.network.heads]
+    assert [bool(momentum.any()) for momentum in momenta] == [True] * (depth - 1) + [False]
+
+
+def test_a_network_built_by_hand_grows_too():
+    result = expand(by_hand(), DATA.train, DATA.valid, config=UNREACHABLE, training=TRAINING)
+    assert [record.depth for record in result.records if record.stop] == [1, 2, 3]
 
 
 def test_without_a_target_the_shallowest_depth_near_the_best_is_kept():
-    config = ExpandConfig(epochs_per_depth=8, lookback_epochs=3)
+    config = ExpandConfig(epochs_per_depth=2, cooldown_epochs=2, settle_epochs=3)
     result = expand(network(), DATA.train, DATA.valid, config=config, training=FAST)
     assert result.reached
-    assert result.target_accuracy == pytest.approx(max(r.valid_score for r in result.records) - 0.002)
-    assert result.valid_score >= result.target_accuracy
+    last = max(index for index, record in enumerate(result.records) if record.phase == "cooldown")
+    expected = 1 - 0.9 * (1 - max(result.records[last].scores)) - 0.002
+    assert result.target_accuracy == pytest.approx(min(expected, result.valid_score))
+    assert result.records[-1].phase == "settle"
+    assert result.depth == result.records[-1].depth
 
 
 @pytest.mark.parametrize("target", [0.0, 99.0])
@@ -177,7 +189,7 @@ def same(first: dict, second: dict) -> bool:
     return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
 
 
-def check_resuming(config: ExpandConfig, training: TrainConfig, stop_after: int, path) -> None:
+def check_resuming(config: ExpandConfig, training: TrainConfig, stop_after: int, path) -> list[tuple[str, int]]:
     def epochs(grown, checkpoints):
         return expand_epochs(grown, DATA.train, DATA.valid, config=config, training=training, checkpoints=checkpoints)
 
@@ -197,22 +209,31 @@ def check_resuming(config: ExpandConfig, training: TrainConfig, stop_after: int,
     assert result.depth == expected.depth
     assert same(state(whole.prefix(expected.depth)), state(resumed.prefix(result.depth)))
     assert [r.epoch for r in read_history(path / "history.jsonl")] == [r.epoch for r in expected.records]
+    return [(record.phase, record.depth) for record in expected.records if record.stop is not None]
 
 
-@pytest.mark.parametrize("stop_after", [1, 3, 4, 5, 7])
+@pytest.mark.parametrize("stop_after", [1, 3, 4, 5, 14])
 @pytest.mark.parametrize(("optimizer", "cooldown_epochs"), [("sgd", 2), ("sgd", 0), ("adamw", 2)])
 def test_a_resumed_expansion_ends_as_an_uninterrupted_one(tmp_path, stop_after, optimizer, cooldown_epochs):
     config = dataclasses.replace(
         UNREACHABLE, depths=(1, 2, 4), epochs_per_depth=3, cooldown_epochs=cooldown_epochs, reach=1e9
     )
+    stop_after = stop_after if cooldown_epochs else min(stop_after, 7)
     training = dataclasses.replace(TRAINING, optimizer=optimizer, learning_rate=0.01)
     check_resuming(config, training, stop_after, tmp_path)
 
 
-@pytest.mark.parametrize("stop_after", [8, 9, 10, 11])
-def test_a_resumed_look_back_ends_as_an_uninterrupted_one(tmp_path, stop_after):
-    config = dataclasses.replace(LOOKING_BACK, confirmations=2, target_accuracy=0.95)
-    check_resuming(config, FAST, stop_after, tmp_path)
+@pytest.mark.parametrize("stop_after", [9, 10, 16, 21, 24])
+def test_an_expansion_resumed_while_depths_are_trained_alone_ends_as_an_uninterrupted_one(tmp_path, stop_after):
+    # Depth 2 falls short, the network grows from what it was before.
+    config = dataclasses.replace(
+        BRIEF, depths=(2, 4), target_accuracy=0.9999, confidence=0.999999, gain=1e-9, confirmations=2, reach=1e9
+    )
+    path = check_resuming(config, TRAINING, stop_after, tmp_path)
+    assert path == [
+        ("expand", 2), ("cooldown", 2), ("settle", 2),
+        ("expand", 4), ("cooldown", 4), ("settle", 2), ("settle", 4),
+    ]  # fmt: skip
 
 
 def finished_run(path) -> None:

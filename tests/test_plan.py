@@ -33,12 +33,12 @@ def test_processes_share_the_images_and_pay_for_the_exchange():
     assert slow - four == pytest.approx(100 * 2 * 3 / 4 * weights / 1e6, rel=1e-3)
 
 
-def test_the_longest_search_tries_doubled_depths_and_looks_back():
+def test_the_longest_search_doubles_depths_and_trains_those_alone_that_fall_short():
     network = build_network("cifar_resnet20", (3, 32, 32), 10, device="meta")
     macs = macs_by_depth(network.prefixes(), (3, 32, 32))
     per_mac = (3 * 6400 + 2048 + 640) / 10e9
-    # 100 steps per epoch: 16 epochs and 5 of a cool-down, twice as many at the deepest; 8 back to depth 8; 15 at last
-    epochs = {1: 21, 2: 21, 4: 21, 8: 21, 9: 37 + 15}
+    # 100 steps per epoch: 5 epochs of growing, 10 of annealing, 20 of one depth alone, of three among all nine
+    epochs = {1: 15 + 20, 2: 15 + 20, 4: 15 + 20, 7: 20, 8: 20, 9: 15 + 20}
     expected = sum(count * macs[depth - 1] * per_mac for depth, count in epochs.items())
     assert plan(WORKLOAD, KNOWN)["search_at_most_seconds"] == pytest.approx(expected, rel=1e-3)
 
@@ -125,16 +125,16 @@ def test_bad_plans_are_refused(refused, arguments, message):
     assert message in refused("plan", *arguments, code=2)
 
 
-def test_a_search_of_one_depth_has_nothing_to_look_back_at():
+def test_a_search_of_one_depth_trains_nothing_else():
     only = Workload(
         backbone="cifar_resnet20",
         input_shape=(3, 32, 32),
         classes=10,
         images=6400,
-        expand=ExpandConfig(depths=(9,), cooldown_epochs=0),
+        expand=ExpandConfig(depths=(9,), cooldown_epochs=0, settle_epochs=0),
     )
     row = plan(only, KNOWN)
-    assert row["search_at_most_seconds"] == pytest.approx(row["epoch_seconds"] * (32 + 15), rel=1e-2)
+    assert row["search_at_most_seconds"] == pytest.approx(row["epoch_seconds"] * (5 + 15), rel=1e-2)
 
 
 def test_unknown_shapes_are_refused():

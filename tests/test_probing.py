@@ -15,16 +15,13 @@ from odn.config import ExpandConfig
 from odn.data import TensorSplit
 from odn.engine import evaluate, finish
 from odn.errors import OdnError, UsageError
-from odn.expansion import _attach, expand, expand_epochs
+from odn.expansion import _copy_head, expand, expand_epochs
 from odn.layers import Head
 from odn.network import PartitionedNetwork, partition
 from odn.probing import fit_linear, probe
-from odn.records import EpochRecord
-from odn.search import expand_result, next_step
 from odn.starting import Probe, Start, first_depth, read_start, write_start
 from test_expansion import FAST, TRAINING, UNREACHABLE, same, state
 from test_network import by_hand
-from test_search import PLATEAU, REACHED, TARGET, ended
 
 DATA = tiny_data()
 
@@ -186,25 +183,6 @@ def test_the_depth_at_which_growing_begins(found, target, reach, count):
         assert first_depth(start, DEPTHS, dataclasses.replace(config, target_accuracy=0.0)) >= first
 
 
-@given(blocks=st.integers(1, 40), right=st.integers(1, 40), first=st.integers(1, 40), auto=st.booleans())
-def test_wherever_growing_begins_the_search_ends_at_the_same_depth(blocks, right, first, auto):
-    """Probes that mislead cost time, and change nothing else."""
-    first = min(first, blocks)
-    history: list[EpochRecord] = []
-    while (step := next_step(history, range(1, blocks + 1), TARGET, first)) is not None:
-        holds = step.depth >= right
-        history.append(ended(step.phase, step.depth, REACHED if holds else PLATEAU, 960 if holds else 500))
-    result = expand_result(history, range(1, blocks + 1), TARGET)
-    assert history[0].depth == first
-    assert result.reached == (right <= blocks)
-    if result.reached:
-        assert result.depth == right
-        # Probes that were right cost one look back; the depths passed over are not trained otherwise.
-        if right == first > 1:
-            assert [record.depth for record in history] == [first, first - 1]
-    assert len(history) <= 2 * blocks.bit_length() + 2
-
-
 HUGE = '{"source": "x", "blocks": 1, "depth": 1, "probes": [{"depth": 1, "valid_correct": 1, "valid_count": 1%s}]}' % (
     400 * "0"
 )
@@ -236,33 +214,33 @@ def test_a_random_start_is_not_probed():
     assert expand(network, DATA.train, DATA.valid, target_accuracy=0.5, training=FAST).start is None
 
 
-def test_expansion_begins_at_the_first_promising_depth(monkeypatch):
+def test_expansion_begins_at_the_first_promising_depth_and_leaves_the_heads_that_probes_fitted(monkeypatch):
     found = dataclasses.replace(started(0.3, 0.4, 0.9), blocks=9)
     monkeypatch.setattr("odn.expansion.probe", lambda *_arguments, **_options: found)
     given = []
 
-    def watched(*arguments, **options):
-        given.append(options["fitted"])
-        return _attach(*arguments, **options)
+    def watched(network, old_depth, depths):
+        given.append((old_depth, list(depths)))
+        return _copy_head(network, old_depth, depths)
 
-    monkeypatch.setattr("odn.expansion._attach", watched)
+    monkeypatch.setattr("odn.expansion._copy_head", watched)
     network = trained()
     config = dataclasses.replace(UNREACHABLE, depths=(1, 2, 3, 4), epochs_per_depth=2)
     epochs = expand_epochs(network, DATA.train, DATA.valid, config=config, training=TRAINING)
     first = next(epochs)
-    assert (first.phase, first.depth) == ("expand", 3)
+    assert (first.phase, first.depth, len(first.scores)) == ("expand", 3, 3)
     result = finish(epochs)
-    assert (result.start, given) == (found, [False])  # depth 4 was not probed here
+    assert (result.start, given) == (found, [(3, [4])])  # depth 4 was not probed here
     assert {record.depth for record in result.records} == {3, 4}
 
 
-@pytest.mark.parametrize("fitted", [True, False])
-def test_a_head_that_a_probe_fitted_is_not_replaced_by_that_of_the_depth_before(fitted):
+def test_a_new_head_begins_as_that_of_the_depth_before_where_shapes_agree():
     network = trained()
-    before, here = state(network.heads[0]), state(network.heads[1])
-    stage = _attach(network, 1, 2, TRAINING, DATA.train, fitted=fitted)
-    assert same(state(stage.network.head), here if fitted else before)
-    assert not same(before, here)
+    before, wider = state(network.heads[0]), state(network.heads[3])
+    assert not same(before, state(network.heads[1]))
+    _copy_head(network, 1, [2, 4])
+    assert same(before, state(network.heads[1]))
+    assert same(wider, state(network.heads[3]))
 
 
 @pytest.mark.parametrize("stop_after", [0, 1, 3])

@@ -7,94 +7,209 @@ from hypothesis import strategies as st
 from odn.config import ExpandConfig
 from odn.errors import UsageError
 from odn.records import EpochRecord, StopReason
-from odn.search import Step, expand_result, next_step, plan_depths
+from odn.search import (
+    MOST_SETTLED,
+    Step,
+    expand_result,
+    kept_by_depth,
+    next_step,
+    next_trunk,
+    plan_depths,
+)
 from test_stopping import records
 
-TARGET = ExpandConfig(target_accuracy=0.95, reach=1.25)
-
-
-def ended(phase: str, depth: int, stop: StopReason | None, correct: int = 900) -> EpochRecord:
-    return dataclasses.replace(records([correct], depth=depth)[0], phase=phase, stop=stop)
-
-
+TARGET = ExpandConfig(target_accuracy=0.95, reach=1.6, gain=0.9)
 REACHED, PLATEAU, BUDGET = StopReason.TARGET_REACHED, StopReason.PLATEAU, StopReason.EPOCH_BUDGET
+
+
+def ended(
+    phase: str, depth: int, stop: StopReason | None = BUDGET, correct: int = 900, scores: tuple[int, ...] = ()
+) -> EpochRecord:
+    """An epoch of one depth, or with the correct answers of a thousand of every depth up to it."""
+    record = records([scores[-1] if scores else correct], depth=depth)[0]
+    return dataclasses.replace(
+        record,
+        phase=phase,
+        stop=stop,
+        scores=tuple(score / 1000 for score in scores),
+        errors=tuple(0.01 for _ in scores),
+    )
 
 
 def test_a_phase_goes_on_until_it_is_stopped():
     assert next_step([], (2, 4), TARGET) == Step(phase="expand", depth=2)
-    for phase in ("expand", "cooldown", "lookback"):
+    assert next_step([], (2, 4), TARGET, first=4) == Step(phase="expand", depth=4)
+    for phase in ("expand", "cooldown"):
         assert next_step([ended(phase, 2, None)], (1, 2, 4), TARGET) == Step(phase=phase, depth=2)
+    alone = [ended("cooldown", 4), ended("settle", 2, None)]
+    assert next_step(alone, (1, 2, 4), TARGET) == Step(phase="settle", depth=2, source=4)
 
 
-def test_a_converged_depth_is_annealed_only_where_it_almost_reached_the_target():
-    assert next_step([ended("expand", 2, PLATEAU, 940)], (1, 2, 4), TARGET) == Step(phase="cooldown", depth=2)
-    assert next_step([ended("expand", 2, PLATEAU, 930)], (1, 2, 4), TARGET) == Step(phase="expand", depth=4)
-    cooled = [ended("expand", 2, PLATEAU, 940), ended("cooldown", 2, BUDGET, 945)]
-    assert next_step(cooled, (1, 2, 4), TARGET) == Step(phase="expand", depth=4)
+def test_only_a_network_near_the_target_or_the_deepest_is_annealed():
+    # 1.6 times the errors that the target allows are 0.08.
+    assert next_step([ended("expand", 2, scores=(900, 920))], (1, 2, 4), TARGET) == Step(phase="cooldown", depth=2)
+    assert next_step([ended("expand", 2, scores=(920, 900))], (1, 2, 4), TARGET) == Step(phase="cooldown", depth=2)
+    assert next_step([ended("expand", 2, scores=(900, 919))], (1, 2, 4), TARGET) == Step(phase="expand", depth=4)
+    assert next_step([ended("expand", 2, scores=(920, 900))], (2, 4), TARGET) == Step(phase="expand", depth=4)
+    assert next_step([ended("expand", 4, scores=(1, 1, 1, 1))], (1, 2, 4), TARGET) == Step(phase="cooldown", depth=4)
 
 
-def test_growing_doubles_the_planned_depths_and_ends_with_the_deepest():
-    history, path = [], []
-    while (step := next_step(history, range(1, 28), TARGET)) is not None:
-        path.append(step.depth)
-        history.append(ended(step.phase, step.depth, PLATEAU))
-    assert path == [1, 2, 4, 8, 16, 27]
+def test_growing_doubles_the_planned_depths_until_all_are_hardly_more():
+    def path(depths):
+        found = [depths[0]]
+        while (deeper := next_trunk(depths, found[-1])) is not None:
+            found.append(deeper)
+        return found
+
+    assert path(range(1, 9)) == [1, 2, 4, 8]
+    assert path(range(1, 10)) == [1, 2, 4, 9]
+    assert path(range(1, 28)) == [1, 2, 4, 8, 16, 27]
+    assert path(range(1, 13)) == [1, 2, 4, 8, 12]
+    assert path((1, 3, 5, 7, 9)) == [1, 3, 9]
+    assert path((3,)) == [3]
 
 
-@given(blocks=st.integers(1, 60), right=st.integers(1, 60), reach=st.booleans())
-def test_the_search_finds_the_shallowest_depth_that_holds_the_target(blocks, right, reach):
-    """Whatever the depth that is right, the search ends there, after a number of steps that is logarithmic."""
+@given(st.lists(st.integers(1, 200), min_size=1, max_size=60, unique=True).map(sorted))
+def test_growing_ends_with_the_deepest_and_takes_logarithmic_steps(depths):
+    found = [depths[0]]
+    while (deeper := next_trunk(depths, found[-1])) is not None:
+        assert deeper > found[-1]
+        found.append(deeper)
+    assert found[-1] == depths[-1]
+    assert len(found) <= len(depths).bit_length() + 1
+
+
+def test_the_shallowest_depth_of_which_enough_is_expected_is_trained_on_its_own():
+    # Alone a depth makes 0.9 times the errors: 0.0555 is expected to become 0.05.
+    joint = ended("cooldown", 4, scores=(900, 940, 945, 950))
+    assert next_step([joint], (1, 2, 3, 4), TARGET) == Step(phase="settle", depth=3, source=4)
+    assert next_step([joint], (1, 2, 4), TARGET) == Step(phase="settle", depth=4, source=4)
+    assert next_step([joint], (1, 2, 3, 4, 5, 6, 7, 8), dataclasses.replace(TARGET, gain=1.0)) == Step(
+        phase="settle", depth=4, source=4
+    )
+    none = ended("cooldown", 4, scores=(900, 910, 920, 930))
+    assert next_step([none], range(1, 17), TARGET) == Step(phase="expand", depth=8)
+
+
+def test_what_one_depth_gained_alone_is_expected_of_the_others():
+    joint = ended("cooldown", 4, scores=(900, 930, 940, 946))
+    assert next_step([joint], range(1, 5), TARGET) == Step(phase="settle", depth=4, source=4)
+    well = [joint, ended("settle", 4, REACHED, 962)]  # 0.7 times the errors: depth 2 comes to 0.049
+    assert next_step(well, range(1, 5), TARGET) == Step(phase="settle", depth=2, source=4)
+    both = [*well, ended("settle", 2, REACHED, 951)]
+    assert next_step(both, range(1, 5), TARGET) is None
+    assert expand_result(both, range(1, 5), TARGET).depth == 2
+    badly = [*well, ended("settle", 2, BUDGET, 948)]  # 0.74 times: depth 3 comes to 0.0446
+    assert next_step(badly, range(1, 5), TARGET) == Step(phase="settle", depth=3, source=4)
+    little = [joint, ended("settle", 4, REACHED, 951)]
+    assert next_step(little, range(1, 5), TARGET) is None
+    assert expand_result(little, range(1, 5), TARGET).depth == 4
+
+
+def test_a_depth_that_fell_short_is_followed_by_a_deeper_one_or_by_growth():
+    joint = ended("cooldown", 4, scores=(900, 945, 946, 955))
+    short = [joint, ended("settle", 2, BUDGET, 947)]
+    assert next_step(short, range(1, 17), TARGET) == Step(phase="settle", depth=4, source=4)
+    both = [*short, ended("settle", 4, BUDGET, 949)]
+    assert next_step(both, range(1, 17), TARGET) == Step(phase="expand", depth=8)
+    assert next_step(both, range(1, 5), TARGET) is None
+    result = expand_result(both, range(1, 5), TARGET)
+    assert (result.depth, result.reached, result.valid_score) == (4, False, 0.955)
+
+
+def test_the_deepest_network_is_not_given_up_before_its_best_depth_was_trained_alone():
+    joint = ended("cooldown", 4, scores=(700, 800, 900, 890))
+    assert next_step([joint], range(1, 5), TARGET) == Step(phase="settle", depth=3, source=4)
+    missed = [joint, ended("settle", 3, BUDGET, 910)]
+    assert next_step(missed, range(1, 5), TARGET) is None
+    assert not expand_result(missed, range(1, 5), TARGET).reached
+
+
+def test_without_annealing_alone_the_heads_are_believed():
+    config = dataclasses.replace(TARGET, settle_epochs=0, confirmations=1)
+    held = [ended("cooldown", 4, scores=(900, 949, 950, 960))]
+    assert next_step(held, range(1, 17), config) is None
+    result = expand_result(held, range(1, 17), config)
+    assert (result.depth, result.reached, result.valid_score) == (3, True, 0.95)
+    never = dataclasses.replace(config, cooldown_epochs=0)
+    assert next_step([ended("expand", 2, scores=(900, 949))], range(1, 17), never) == Step(phase="expand", depth=4)
+    assert next_step([ended("expand", 2, scores=(900, 951))], range(1, 17), never) is None
+
+
+@st.composite
+def worlds(draw):
+    """Blocks, the errors that every depth makes among the others, and what each gains alone."""
+    blocks = draw(st.integers(1, 40))
+    errors = sorted(draw(st.lists(st.integers(10, 400), min_size=blocks, max_size=blocks)), reverse=True)
+    gains = draw(st.lists(st.floats(0.5, 1.1), min_size=blocks, max_size=blocks))
+    return blocks, errors, gains
+
+
+@given(worlds(), st.integers(1, 40))
+def test_every_search_ends_and_believes_no_depth_that_was_not_trained_alone(world, first):
+    blocks, errors, gains = world
+    first = min(first, blocks)
     history: list[EpochRecord] = []
-    while (step := next_step(history, range(1, blocks + 1), TARGET)) is not None:
+    while (step := next_step(history, range(1, blocks + 1), TARGET, first)) is not None:
         assert 1 <= step.depth <= blocks
-        holds = step.depth >= right
-        if step.phase == "lookback":
-            assert step.source is not None
-            assert step.depth < step.source
-        history.append(ended(step.phase, step.depth, REACHED if holds else PLATEAU, 960 if holds else 500))
+        if step.phase == "settle":
+            assert step.depth <= step.source
+            assert not any(
+                r.phase == "settle" and r.depth == step.depth for r in history if r in history[-MOST_SETTLED:]
+            )
+            correct = min(1000, round(1000 - gains[step.depth - 1] * errors[step.depth - 1]))
+            history.append(ended("settle", step.depth, REACHED if correct >= 950 else BUDGET, correct))
+        else:
+            worse = 1.5 if step.phase == "expand" else 1.0
+            scores = tuple(round(1000 - min(worse * error, 1000)) for error in errors[: step.depth])
+            history.append(ended(step.phase, step.depth, BUDGET, scores=scores))
+    assert history[0].depth == first
     result = expand_result(history, range(1, blocks + 1), TARGET)
-    assert result.reached == (right <= blocks)
+    alone = {r.depth: r.valid_score for r in history if r.phase == "settle"}
+    assert result.reached == any(score >= 0.95 for score in alone.values())
     if result.reached:
-        assert result.depth == right
-    assert len(history) <= 2 * blocks.bit_length() + 1
+        assert result.depth == min(depth for depth, score in alone.items() if score >= 0.95)
+    assert len(history) <= (2 + MOST_SETTLED) * (blocks.bit_length() + 1)
 
 
-def test_looking_back_bisects_between_the_last_failure_and_the_depth_that_holds():
-    history = [ended("expand", 4, PLATEAU), ended("expand", 8, REACHED, 960)]
-    assert next_step(history, range(1, 9), TARGET) == Step(phase="lookback", depth=6, source=8)
-    failed = [*history, ended("lookback", 6, BUDGET)]
-    assert next_step(failed, range(1, 9), TARGET) == Step(phase="lookback", depth=7, source=8)
-    held = [*history, ended("lookback", 6, REACHED, 950)]
-    assert next_step(held, range(1, 9), TARGET) == Step(phase="lookback", depth=5, source=6)
-    assert next_step(history, (4, 8), TARGET) is None
-    assert next_step(history, range(1, 9), dataclasses.replace(TARGET, lookback_epochs=0)) is None
-
-
-def test_with_an_automatic_target_the_search_looks_back_from_what_came_close_enough():
+def test_without_a_target_growth_ends_at_the_knee_and_the_shallowest_near_the_best_is_taken():
     auto = dataclasses.replace(TARGET, target_accuracy=0.0, within=0.002)
-    flat = [ended("expand", depth, PLATEAU, correct) for depth, correct in ((1, 900), (2, 950), (4, 951))]
-    assert next_step(flat, range(1, 17), auto) == Step(phase="expand", depth=8)
-    settled = [*flat, ended("expand", 8, PLATEAU, 950)]
-    assert next_step(settled, range(1, 17), auto) is None
-    result = expand_result(settled, range(1, 17), auto)
-    assert (result.depth, result.reached, result.target_accuracy) == (2, True, pytest.approx(0.949))
-    late = [ended("expand", d, PLATEAU, c) for d, c in ((1, 900), (2, 920), (4, 951), (8, 950), (16, 951))]
-    assert next_step(late, range(1, 17), auto) == Step(phase="lookback", depth=4, source=4)
-    assert not next_step(late, range(1, 17), dataclasses.replace(auto, lookback_epochs=0))
-    late.append(ended("lookback", 4, BUDGET, 960))
-    assert next_step(late, range(1, 17), auto) == Step(phase="lookback", depth=3, source=4)
-    held = [*late, ended("lookback", 3, REACHED, 958)]
-    assert next_step(held, range(1, 17), auto) is None
-    result = expand_result(held, range(1, 17), auto)
-    assert (result.depth, result.target_accuracy) == (3, pytest.approx(0.958))
-    lucky = [*late, ended("lookback", 3, BUDGET, 970)]  # one epoch that touches the target is not confirmed
-    assert expand_result(lucky, range(1, 17), auto).depth == 4
+    flat = [ended("expand", 1, scores=(900,)), ended("expand", 2, scores=(900, 940))]
+    assert next_step(flat, range(1, 65), auto) == Step(phase="expand", depth=4)
+    flat.append(ended("expand", 4, scores=(900, 940, 940, 941)))
+    assert next_step(flat, range(1, 65), auto) == Step(phase="expand", depth=8)
+    flat.append(ended("expand", 8, scores=(900, 940, 940, 941, 942, 941, 941, 940)))
+    assert next_step(flat, range(1, 65), auto) == Step(phase="cooldown", depth=8)
+    flat.append(ended("cooldown", 8, scores=(900, 949, 951, 951, 952, 951, 951, 950)))
+    assert next_step(flat, range(1, 65), auto) == Step(phase="settle", depth=3, source=8)
+    settled = [*flat, ended("settle", 3, BUDGET, 950)]  # less than was expected of it
+    assert next_step(settled, range(1, 65), auto) is None
+    result = expand_result(settled, range(1, 65), auto)
+    assert (result.depth, result.reached, result.target_accuracy) == (3, True, 0.95)
+    better = [*flat, ended("settle", 3, REACHED, 958)]
+    result = expand_result(better, range(1, 65), auto)
+    assert (result.depth, result.target_accuracy) == (3, pytest.approx(1 - 0.9 * 0.048 - 0.002))
 
 
 def test_a_missed_target_gives_the_best_depth_and_the_shallowest_of_equals():
-    history = [ended("expand", 1, PLATEAU, 900), ended("expand", 2, PLATEAU, 910), ended("expand", 3, PLATEAU, 910)]
+    history = [ended("cooldown", 3, BUDGET, scores=(900, 910, 910))]
     result = expand_result(history, (1, 2, 3), TARGET)
     assert (result.depth, result.reached, result.valid_score) == (2, False, 0.91)
+    assert expand_result(history, (1, 3), TARGET).depth == 3
+
+
+def test_of_every_depth_the_best_weights_that_were_kept_are_named():
+    history = [
+        ended("expand", 2, None, scores=(990, 990)),  # was not its last epoch
+        ended("expand", 2, scores=(910, 920)),
+        ended("expand", 4, scores=(900, 930, 940, 945)),
+        ended("settle", 3, None, 960),
+        ended("settle", 3, BUDGET, 950),
+    ]
+    kept = kept_by_depth(history)
+    assert {depth: (record.valid_score, name) for depth, (record, name) in kept.items()} == {
+        1: (0.91, "trunk_002"), 2: (0.93, "trunk_004"), 3: (0.96, "depth_003"), 4: (0.945, "trunk_004"),
+    }  # fmt: skip
 
 
 def test_a_plan_beyond_the_backbone_is_refused():

@@ -10,16 +10,16 @@ from odn.config import ExpandConfig
 from odn.errors import UsageError
 from odn.records import EpochRecord, StopReason
 from odn.stopping import (
-    almost_reached,
     cap_of,
     confirmed,
-    decide,
-    hopeless,
-    knee,
+    growth_is_over,
     meets_target,
+    met_depths,
+    near,
     settle_target,
     wilson_interval,
 )
+from odn.stopping import decide as decide_planned
 
 
 def records(
@@ -33,6 +33,19 @@ def records(
         )
         for epoch, correct in enumerate(accuracies, 1)
     ]  # fmt: skip
+
+
+def together(*epochs: tuple[int, ...], cap: int = 10, phase: str = "expand") -> list[EpochRecord]:
+    """Epochs in which depths were trained together, with the correct answers of each."""
+    found = records([scores[-1] for scores in epochs], depth=len(epochs[0]), cap=cap)
+    return [
+        dataclasses.replace(record, phase=phase, scores=tuple(s / 1000 for s in scores), errors=(0.01,) * len(scores))
+        for record, scores in zip(found, epochs, strict=True)
+    ]
+
+
+def decide(found, config, depths=range(1, 65)):
+    return decide_planned(found, config, depths)
 
 
 CONFIG = ExpandConfig(target_accuracy=0.99, patience=3, min_improvement=0.001, epochs_per_depth=10)
@@ -76,12 +89,6 @@ def test_plateau_after_patience_epochs_without_improvement():
     assert decide(records([910, 900, 901, 902]), CONFIG) == StopReason.PLATEAU
 
 
-def test_patience_grows_with_the_cap():
-    flat = records([900] * 5, cap=40)
-    assert decide(flat, CONFIG) is None
-    assert decide(records([900] * 6, cap=40), CONFIG) == StopReason.PLATEAU
-
-
 def test_a_depth_that_has_learnt_nothing_is_given_its_budget():
     stuck, begun = (
         [dataclasses.replace(record, trivial_score=0.5) for record in records([*scores, *[500] * 9])]
@@ -90,9 +97,6 @@ def test_a_depth_that_has_learnt_nothing_is_given_its_budget():
     assert [decide(stuck[: epoch + 1], CONFIG) for epoch in range(8)] == [None] * 8
     assert decide(records([500] * 10), CONFIG) == decide(stuck + stuck[:1], CONFIG) == StopReason.EPOCH_BUDGET
     assert decide(begun[:4], CONFIG) == decide(records([500] * 4), CONFIG) == StopReason.PLATEAU
-    far = dataclasses.replace(CONFIG, patience=9)
-    assert decide(begun[:8], far) == StopReason.HOPELESS
-    assert decide(stuck[:8], far) is None
 
 
 def test_a_hit_that_waits_for_confirmation_is_not_a_plateau():
@@ -105,16 +109,26 @@ def test_epoch_budget_is_a_hard_cap():
     assert decide(records(rising), CONFIG) == StopReason.EPOCH_BUDGET
 
 
-def test_a_cooldown_ends_with_the_target_or_its_budget_and_never_with_a_plateau():
-    config = dataclasses.replace(CONFIG, cooldown_epochs=5)
+@pytest.mark.parametrize("phase", ["cooldown", "settle"])
+def test_what_is_annealed_is_annealed_to_the_end(phase):
+    def annealed(accuracies):
+        return [dataclasses.replace(record, phase=phase) for record in records(accuracies, cap=5)]
 
-    def cooling(accuracies):
-        return [dataclasses.replace(record, phase="cooldown") for record in records(accuracies, cap=5)]
+    assert decide(annealed([990] * 4), CONFIG) is None
+    assert decide(annealed([980] * 5), CONFIG) == StopReason.EPOCH_BUDGET
+    assert decide(annealed([980, 980, 980, 990, 990]), CONFIG) == StopReason.TARGET_REACHED
+    # The best weights of one depth are kept, of several the last.
+    early = StopReason.TARGET_REACHED if phase == "settle" else StopReason.EPOCH_BUDGET
+    assert decide(annealed([980, 990, 990, 980, 980]), CONFIG) == early
 
-    assert decide(cooling([980] * 4), config) is None
-    assert decide(cooling([980] * 5), config) == StopReason.EPOCH_BUDGET
-    assert decide(cooling([980, 990, 990]), config) == StopReason.TARGET_REACHED
-    assert decide([*records([990]), *cooling([990])], config) is None
+
+def test_any_planned_depth_may_meet_the_target():
+    epochs = together((900, 990, 980), (900, 991, 992))
+    assert met_depths(epochs, (1, 2, 3), CONFIG) == [2]
+    assert met_depths(epochs[1:], (1, 2, 3), dataclasses.replace(CONFIG, confirmations=1)) == [2, 3]
+    assert met_depths(epochs[1:], (1, 2, 3), CONFIG) == []
+    assert decide(epochs, CONFIG) == StopReason.TARGET_REACHED
+    assert decide(epochs, CONFIG, (1, 3)) is None
 
 
 def test_confirmed_wants_consecutive_evaluations_of_one_phase():
@@ -123,11 +137,12 @@ def test_confirmed_wants_consecutive_evaluations_of_one_phase():
     assert not confirmed([*records([990]), *records([990], depth=2)], CONFIG)
 
 
-def test_almost_reached_compares_errors():
-    config = ExpandConfig(target_accuracy=0.98, reach=1.25)
-    assert almost_reached(records([900, 975, 960]), config)
-    assert not almost_reached(records([974]), config)
-    assert not almost_reached(records([979]), dataclasses.replace(config, cooldown_epochs=0))
+def test_near_compares_the_errors_of_the_best_planned_depth():
+    config = ExpandConfig(target_accuracy=0.98, reach=1.5)
+    (record,) = together((900, 970, 960))
+    assert near(record, (1, 2, 3), config)
+    assert not near(record, (1, 3), config)
+    assert not near(record, (1, 2, 3), dataclasses.replace(config, reach=1.4))
 
 
 def test_non_finite_loss_wins_over_everything():
@@ -153,92 +168,71 @@ def test_targets_that_are_no_fractions_are_refused(target):
         ExpandConfig(target_accuracy=target)
 
 
-def test_a_depth_is_hopeless_when_extrapolation_ends_short_of_the_target():
-    config = dataclasses.replace(CONFIG, reach=1.25, patience=20)
-    # 0.02 for each doubling: 0.80 after 16 epochs; with reach a target of 0.83 is within sight, one of 0.85 is not.
-    curve = records([700, 720, 730, 740, 745, 750, 755, 760], cap=16)
-    assert not hopeless(curve, dataclasses.replace(config, target_accuracy=0.82))
-    assert hopeless(curve, dataclasses.replace(config, target_accuracy=0.83))
-    assert decide(curve, dataclasses.replace(config, target_accuracy=0.83)) == StopReason.HOPELESS
-    assert decide(curve[:7], dataclasses.replace(config, target_accuracy=0.83)) is None
+@pytest.mark.parametrize(
+    ("steps", "grow", "cool", "settle"), [(211, 4, 10, 20), (80, 7, 10, 20), (40, 13, 20, 40), (5, 20, 30, 60)]
+)
+def test_small_datasets_get_more_epochs(steps, grow, cool, settle):
+    config = ExpandConfig()
+    assert [cap_of(phase, config, steps) for phase in ("expand", "cooldown", "settle")] == [grow, cool, settle]
+    assert cap_of("expand", ExpandConfig(epochs_per_depth=3), steps) == 3
+    assert cap_of("settle", ExpandConfig(settle_epochs=0), steps) == 0
 
 
-@pytest.mark.parametrize(("steps", "cap"), [(211, 16), (78, 17), (43, 30), (5, 64)])
-def test_small_datasets_get_more_epochs_of_growing(steps, cap):
-    assert cap_of("expand", ExpandConfig(), steps, deepest=False) == cap
-    assert cap_of("expand", ExpandConfig(), steps, deepest=True) == 2 * cap
-    assert cap_of("expand", ExpandConfig(epochs_per_depth=3), steps, deepest=True) == 3
-    assert cap_of("cooldown", ExpandConfig(cooldown_epochs=7), steps, deepest=False) == 7
-    assert cap_of("lookback", ExpandConfig(lookback_epochs=9), steps, deepest=False) == 9
+def grown(*networks: tuple[int, ...]) -> list[EpochRecord]:
+    return [dataclasses.replace(together(scores)[0], stop=StopReason.EPOCH_BUDGET) for scores in networks]
 
 
-def test_a_depth_is_given_half_of_its_cap_before_it_can_be_hopeless():
-    curve = [600, 690, 700, 700, 701, 701, 701, 701, 701]
-    assert hopeless(records(curve, cap=16), CONFIG)
-    assert not hopeless(records(curve, cap=20), CONFIG)
-    assert hopeless(records([*curve, 701], cap=20), CONFIG)
+AUTO = dataclasses.replace(CONFIG, target_accuracy=0.0, within=0.002, gain=0.9)
+DOUBLED = (1, 2, 4, 8, 16)
 
 
-def test_a_curve_that_still_steepens_is_never_hopeless():
-    assert not hopeless(records([100, 101, 102, 103, 110, 120, 130, 140], cap=16), CONFIG)
-
-
-def grown(*depths: tuple[int, list[int]]) -> list[EpochRecord]:
-    found = []
-    for depth, accuracies in depths:
-        epochs = records(accuracies, depth=depth)
-        found += [*epochs[:-1], dataclasses.replace(epochs[-1], stop=StopReason.PLATEAU)]
-    return found
-
-
-def test_an_automatic_target_is_settled_at_the_knee():
-    auto = dataclasses.replace(CONFIG, target_accuracy=0.0, within=0.002)
-    rising = [(1, [800, 850]), (2, [900, 890]), (4, [901])]
-    doubled = (1, 2, 4, 8, 16)  # nothing is passed over, so nothing is annealed to compare with
-    assert settle_target(grown(*rising), doubled, auto) == auto
-    assert settle_target(grown(*rising, (8, [905, 904])), doubled, auto).target_accuracy == pytest.approx(0.903)
+def test_growth_is_over_when_two_networks_in_a_row_gained_less_than_a_standard_error():
+    rising = grown((850,), (850, 900), (850, 900, 900, 901))
+    assert not growth_is_over(rising, DOUBLED, AUTO)
+    flat = [*rising, *grown((850, 900, 900, 901, 0, 0, 0, 905))]
+    assert growth_is_over(flat, DOUBLED, AUTO)
     # A gain of more than a standard error (0.0095 at 0.9 of 1000) starts the count anew.
-    assert settle_target(grown(*rising, (8, [912])), doubled, auto) == auto
-    assert settle_target(grown(*rising), (1, 2, 4), auto).target_accuracy == pytest.approx(0.899)
-    assert settle_target(records([900]), (1,), auto) == auto
+    assert not growth_is_over([*rising, *grown((0, 0, 0, 0, 0, 0, 0, 912))], DOUBLED, AUTO)
+    assert growth_is_over(rising, (1, 2, 4), AUTO)
+    assert not growth_is_over(together((900,)), (1,), AUTO)
 
 
-def test_depths_that_have_learnt_nothing_make_no_knee():
-    auto = dataclasses.replace(CONFIG, target_accuracy=0.0, within=0.002)
-    flat = grown((1, [500]), (2, [500]), (4, [501]))
-    assert knee(flat, 16, auto) == 1
+def test_networks_that_have_learnt_nothing_make_no_knee():
+    flat = grown((500,), (500, 500), (500, 500, 500, 501))
+    assert growth_is_over(flat, DOUBLED, AUTO)
     stuck = [dataclasses.replace(record, trivial_score=0.5) for record in flat]
-    assert knee(stuck, 16, auto) is None
-    assert knee(stuck, 4, auto) == 1  # nothing deeper is planned
+    assert not growth_is_over(stuck, DOUBLED, AUTO)
+    assert growth_is_over(stuck, (1, 2, 4), AUTO)  # nothing deeper is planned
 
 
-def test_an_automatic_target_is_that_of_annealed_weights_where_annealed_ones_are_held_against_it():
-    auto = dataclasses.replace(CONFIG, target_accuracy=0.0, within=0.002)
-    found = grown((1, [850]), (2, [900]), (4, [930]), (8, [925]), (16, [926]))
-    depths = range(1, 17)
-    assert knee(found, 16, auto) == 4
-    assert settle_target(found, depths, auto) == auto
-    assert settle_target(found, depths, dataclasses.replace(auto, lookback_epochs=0)).target_accuracy == pytest.approx(
-        0.928
-    )
-    annealing = [dataclasses.replace(one, phase="lookback") for one in records([930, 951, 950], depth=4)]
-    assert settle_target([*found, *annealing], depths, auto) == auto
-    annealed = [*annealing[:-1], dataclasses.replace(annealing[-1], stop=StopReason.EPOCH_BUDGET)]
-    later = [*found, *annealed, *(dataclasses.replace(one, phase="lookback") for one in records([999], depth=3))]
-    assert settle_target(later, depths, auto).target_accuracy == pytest.approx(0.949)
+def test_an_automatic_target_is_what_the_best_annealed_depth_would_reach_alone():
+    found = grown((850,), (850, 900))
+    assert settle_target(found, (1, 2), AUTO) == AUTO
+    cooling = together((880, 910), phase="cooldown")
+    assert settle_target([*found, *cooling], (1, 2), AUTO) == AUTO
+    cooled = [dataclasses.replace(cooling[0], stop=StopReason.EPOCH_BUDGET)]
+    settled = settle_target([*found, *cooled], (1, 2), AUTO)
+    assert settled.target_accuracy == pytest.approx(1 - 0.9 * 0.09 - 0.002)
+    assert settle_target([*found, *cooled], (1,), AUTO).target_accuracy == pytest.approx(1 - 0.9 * 0.12 - 0.002)
+    believed = dataclasses.replace(AUTO, settle_epochs=0)
+    assert settle_target([*found, *cooled], (1, 2), believed).target_accuracy == pytest.approx(0.908)
+    without = dataclasses.replace(believed, cooldown_epochs=0)
+    assert settle_target(found, (1, 2), without).target_accuracy == pytest.approx(0.898)
+    assert settle_target(found, (1, 2, 4), without) == without  # it still grows
+    # A depth that falls short of it is taken all the same.
+    short = dataclasses.replace(records([890, 905, 900])[1], phase="settle", depth=2, stop=StopReason.EPOCH_BUDGET)
+    assert settle_target([*found, *cooled, short], (1, 2), AUTO).target_accuracy == pytest.approx(0.905)
 
 
 def test_while_the_target_is_not_known_only_convergence_counts():
     auto = dataclasses.replace(CONFIG, target_accuracy=0.0)
     assert decide(records([999, 1000]), auto) is None
     assert decide(records([900] * 4), auto) == StopReason.PLATEAU
-    assert not almost_reached(records([999]), auto)
-    assert not hopeless(records([10] * 8), auto)
     assert not meets_target("accuracy", 1.0, 0.0, 1000, auto)
 
 
 def test_a_target_that_is_given_stays():
-    assert settle_target(grown((1, [500]), (2, [500]), (4, [500])), (1, 2, 4), CONFIG) == CONFIG
+    assert settle_target(grown((500,), (500, 500), (500, 500, 500, 500)), (1, 2, 4), CONFIG) == CONFIG
 
 
 def test_a_percentage_is_answered_with_the_fraction():

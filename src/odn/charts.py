@@ -74,7 +74,7 @@ def timeline(records: Sequence[EpochRecord], target: float | None) -> str:
         axis.plot(epochs, [records[i].valid_score for i in stage], marker=".", color=color)
         if number:
             axis.axvline(stage[0] + 0.5, color="#cccccc", linewidth=0.8)
-        names = {"expand": f"depth {first.depth}", "lookback": f"back to {first.depth}", "oneshot": "all depths"}
+        names = {"expand": f"depth {first.depth}", "settle": f"{first.depth} alone", "oneshot": "all depths"}
         label = f"width {first.narrowed.width:g}" if first.narrowed else PHASE_NAMES[first.phase]
         label = names.get(first.phase, label)
         axis.annotate(

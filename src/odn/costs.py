@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from odn.config import ReportConfig
-from odn.measure import macs_by_depth, measure_cost, train_macs
+from odn.measure import macs_by_depth, macs_together, train_macs
 from odn.network import NetworkSpec, rebuild
 from odn.records import EpochRecord
 from odn.starting import Start
@@ -69,7 +69,7 @@ def cost_of(
         )
         return dict.fromkeys(keys)
     macs = macs_of(spec)
-    all_heads = measure_cost(rebuild(spec, "meta"), spec.input_shape, spec.input_dtype).macs
+    together = macs_together(records, rebuild(spec, "meta").trunk, spec.input_shape, spec.input_dtype)
     epochs_by_depth: dict[str, int] = {}
     for record in records:
         if record.verb == "expand":
@@ -77,7 +77,7 @@ def cost_of(
     epoch = next((record for record in records if record.verb in ("expand", "oneshot")), records[0])
     full_epoch_samples = 3 * epoch.train_samples + epoch.evaluated_samples
     return {
-        "train_macs": train_macs(records, macs, all_heads) + (start.macs(macs) if start else 0),
+        "train_macs": train_macs(records, macs, together) + (start.macs(macs) if start else 0),
         "full_depth_train_macs": macs[-1] * full_epoch_samples * config.reference_epochs,
         "reference_epochs": config.reference_epochs,
         "seconds": round(sum(record.seconds for record in records) + (start.seconds if start else 0), 3),

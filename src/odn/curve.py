@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from odn.config import ExpandConfig
 from odn.records import EpochRecord
-from odn.search import ExpandResult
+from odn.search import ExpandResult, best_by_depth
 from odn.stopping import meets_target, score_interval, settle_target
 
 # By ascending depth, the record of the epoch whose weights are kept for it.
@@ -19,19 +19,14 @@ def curve_of(records: Sequence[EpochRecord]) -> Curve:
         records: of expansion, or of training all depths at once; others are left out.
 
     Returns:
-        A record per depth. Depths trained together have those of one epoch, the best in their mean; of equals the
-        later one, as ``annealed_epochs`` keeps it. Depths trained on their own have their best each; of equals the
-        first, as expansion keeps it.
+        A record per depth. Those of training all depths at once are of one epoch, the best in their mean; of equals the
+        later one, as ``annealed_epochs`` keeps it. Expansion keeps those that ``best_by_depth`` says.
     """
-    best: dict[int, EpochRecord] = {}
+    best = {one.depth: one for one in best_by_depth([record for record in records if record.verb == "expand"])}
     together: EpochRecord | None = None
     for record in records:
         if record.verb == "oneshot":
             together = record if together is None or record.valid_score >= together.valid_score else together
-        elif record.verb == "expand" and (
-            record.depth not in best or record.valid_score > best[record.depth].valid_score
-        ):
-            best[record.depth] = record
     if together is not None:
         best |= {record.depth: record for record in together.by_depth()}
     return tuple(best[depth] for depth in sorted(best))

@@ -74,7 +74,7 @@ class Display:
         )
         if record.stop:
             return f"{text}  {record.stop.replace('_', ' ')}"
-        if record.scores:
+        if len(record.scores) > 1:
             text = (
                 f"{PHASE_NAMES[record.phase]}  epoch {record.epoch}/{cap}  valid {record.scores[0]:.4f} (depth 1) to "
                 f"{record.scores[-1]:.4f} (depth {record.depth})  {record.seconds:.1f} s"

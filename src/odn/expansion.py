@@ -1,8 +1,8 @@
-"""Progressive depth expansion: train shallow, add a block when the ones before have converged, stop at the target.
+"""Progressive depth expansion: train shallow, attach blocks, and keep the shallowest depth that holds the target.
 
 The method of Optimally Deep Networks (arXiv 2510.10764). Decisions rest on averaged weights (an exponential moving
 average with BatchNorm statistics recomputed for it), because raw weights at a constant learning rate jump by
-percents from one epoch to the next.
+percents from one epoch to the next. All depths of the network in training have a head and learn together.
 """
 
 import dataclasses
@@ -10,23 +10,21 @@ import logging
 import math
 from collections.abc import Generator, Sequence
 
-import torch
-from torch import nn
-
 from odn.checkpoint import Checkpoints
-from odn.config import ExpandConfig, TrainConfig, check_target
+from odn.config import ExpandConfig, OneShotConfig, TrainConfig, check_target
 from odn.data import Split
 from odn.durable import durable_epochs
 from odn.engine import Progress, finish
 from odn.network import PartitionedNetwork
 from odn.probing import probe
 from odn.processes import training_device
-from odn.records import EpochRecord
+from odn.records import EpochRecord, Phase
 from odn.schedules import Schedule, anneal, constant_after_warmup, cool_down
-from odn.search import ExpandResult, Step, expand_result, next_step, plan_depths
+from odn.search import ExpandResult, Step, expand_result, kept_by_depth, kept_name, next_step, plan_depths, trunk_of
 from odn.stage import Stage
 from odn.starting import Start, first_depth
 from odn.stopping import cap_of, decide, has_begun, settle_target
+from odn.supervision import AllDepthsLoss
 
 _log = logging.getLogger("odn")
 
@@ -102,7 +100,7 @@ def expand_epochs(
     stage: Stage | None = None
     position = checkpoints.position
     if position is not None:
-        stage = Stage(network.prefix(position.depth), training, train)
+        stage = _stage(network, position.phase, position.depth, training, train)
         checkpoints.restore(stage)
     while (step := next_step(records, depths, config, first)) is not None:
         settled = settle_target(records, depths, config)
@@ -110,37 +108,44 @@ def expand_epochs(
             stage = _stage_for(step, network, training, train, stage, checkpoints)
             checkpoints.save(step.phase, Progress(), stage)
         position = checkpoints.position
-        best = max((record.valid_score for record in records if record.depth == step.depth), default=-math.inf)
+        alone = [record.valid_score for record in records if (record.phase, record.depth) == ("settle", step.depth)]
+        best = max(alone, default=-math.inf)
+        cap = cap_of(step.phase, config, stage.steps_per_epoch)
         for record in durable_epochs(
             stage,
             train,
             valid,
             phase=step.phase,
-            schedule=_schedule(records, step, config, training),
-            epochs=cap_of(step.phase, config, stage.steps_per_epoch, deepest=step.depth == depths[-1]),
+            schedule=_schedule(records, step, cap, training),
+            epochs=cap,
             seed=seed,
             checkpoints=checkpoints,
         ):
-            record = dataclasses.replace(record, stop=decide([*records, record], settled))
-            if record.valid_score > best:
+            if record.scores:
+                record = dataclasses.replace(record, valid_score=record.scores[-1], valid_error=record.errors[-1])
+            record = dataclasses.replace(record, stop=decide([*records, record], settled, depths))
+            # Of one depth the best weights are kept, of several together the last: those that are compared.
+            if record.stop is not None if record.scores else record.valid_score > best:
                 best = record.valid_score
-                checkpoints.keep(kept_name(step.depth), stage.averaged)
+                checkpoints.keep(kept_name(step.phase, step.depth), stage.averaged)
             checkpoints.commit(record, stage)
             yield record
             if record.stop is not None:
                 break
     result = expand_result(records, depths, config)
-    kept = [record for record in records if record.depth == result.depth]
-    if not has_begun(kept):
+    kept, name = kept_by_depth(records)[result.depth]
+    if not has_begun([kept]):
         _log.warning(
             "depth %d does no better than one answer for every sample would, %.4f; try more data, trained weights "
             "(--pretrained) or another learning rate",
             result.depth,
-            kept[0].trivial_score,
+            kept.trivial_score,
         )
     if not (stage and stage.sharded):
         network.to(training_device())  # the blocks that were never trained follow the others
-    checkpoints.take(kept_name(result.depth), network.prefix(result.depth))
+    alone_name = kept_name("settle", result.depth)
+    place = network.prefix(result.depth) if name == alone_name else network.trunk(int(name.removeprefix("trunk_")))
+    checkpoints.take(name, place)
     return dataclasses.replace(result, start=start)
 
 
@@ -170,29 +175,32 @@ def _started(
     return start
 
 
-def _schedule(records: Sequence[EpochRecord], step: Step, config: ExpandConfig, training: TrainConfig) -> Schedule:
+def _schedule(records: Sequence[EpochRecord], step: Step, cap: int, training: TrainConfig) -> Schedule:
     if step.phase == "expand":
         return constant_after_warmup(training.warmup_epochs)
-    if step.phase == "lookback":
-        return anneal(config.lookback_epochs, training.warmup_epochs)
+    if step.phase == "settle":
+        return anneal(cap, training.warmup_epochs)
     start = sum((record.phase, record.depth) == ("expand", step.depth) for record in records)
-    return cool_down(start, config.cooldown_epochs)
+    return cool_down(start, cap)
 
 
-def kept_name(depth: int) -> str:
-    """Return the name under which the best averaged weights of a depth are kept.
-
-    Args:
-        depth: number of blocks.
-
-    Returns:
-        The name of a directory.
-    """
-    return f"depth_{depth:03d}"
-
-
-def _shapes(module: nn.Module) -> list[tuple[str, torch.Size]]:
-    return [(name, tensor.shape) for name, tensor in module.state_dict().items()]
+def _stage(
+    network: PartitionedNetwork,
+    phase: Phase,
+    depth: int,
+    training: TrainConfig,
+    train: Split,
+    previous: Stage | None = None,
+) -> Stage:
+    """Set up one depth alone to settle it, otherwise all depths up to it together."""
+    if phase == "settle":
+        return Stage(network.prefix(depth), training, train)
+    trunk = network.trunk(depth)
+    # The heads learn from the labels alone: where the deepest one teaches, the others do better than they would alone.
+    loss = AllDepthsLoss(
+        trunk, train.spec.task, OneShotConfig(soft_share=0.0), label_smoothing=training.label_smoothing
+    )
+    return Stage(trunk, training, train, previous=previous, loss=loss)
 
 
 def _stage_for(
@@ -204,31 +212,31 @@ def _stage_for(
     checkpoints: Checkpoints,
 ) -> Stage:
     if stage is None:
-        return Stage(network.prefix(step.depth), training, train)
-    fitted = checkpoints.start is not None and any(p.depth == step.depth for p in checkpoints.start.probes)
-    if step.source is not None:
-        checkpoints.take(kept_name(step.source), network.prefix(step.source))
-        return _attach(network, step.source, step.depth, training, train, fitted=fitted)
-    if stage.network.depth == step.depth:
+        return _stage(network, step.phase, step.depth, training, train)
+    if step.phase == "cooldown":
         return stage
-    stage.settle()  # training goes on from the averaged weights
-    return _attach(network, stage.network.depth, step.depth, training, train, previous=stage, fitted=fitted)
+    before = trunk_of(checkpoints.records)
+    previous = None
+    if isinstance(stage.network, PartitionedNetwork) and step.phase == "expand":
+        stage.settle()  # training goes on from the averaged weights
+        previous = stage
+    else:  # what was trained on its own since is left aside
+        checkpoints.take(kept_name("expand", before), network.trunk(before))
+    if step.phase == "expand":
+        probed = {probe.depth for probe in checkpoints.start.probes} if checkpoints.start else set()
+        _copy_head(network, before, [depth for depth in range(before + 1, step.depth + 1) if depth not in probed])
+    return _stage(network, step.phase, step.depth, training, train, previous)
 
 
-def _attach(
-    network: PartitionedNetwork,
-    old_depth: int,
-    depth: int,
-    training: TrainConfig,
-    train: Split,
-    previous: Stage | None = None,
-    fitted: bool = False,
-) -> Stage:
-    """Move to another depth with what was learnt: blocks are shared, the head and the optimizer's memory follow."""
-    # A new block whose residual branch starts at zero and whose shapes agree leaves the function as it was, and so
-    # does its head, copied where the widths match. A head that was fitted to its depth by a probe is left as it is.
-    old_head, new_head = network.heads[old_depth - 1], network.heads[depth - 1]
-    same = not fitted and _shapes(old_head) == _shapes(new_head)
-    if same:
-        new_head.load_state_dict(old_head.state_dict())
-    return Stage(network.prefix(depth), training, train, previous=previous, new_head=not same)
+def _copy_head(network: PartitionedNetwork, old_depth: int, depths: Sequence[int]) -> None:
+    """Let new heads begin as that of the deepest depth so far, where shapes agree.
+
+    A new block whose residual branch starts at zero and whose shapes agree leaves the function as it was, and so does
+    its head then. Heads that were fitted to their depth by a probe are left out by the caller.
+    """
+    state = network.heads[old_depth - 1].state_dict()
+    shapes = {name: tensor.shape for name, tensor in state.items()}
+    for depth in depths:
+        head = network.heads[depth - 1]
+        if shapes == {name: tensor.shape for name, tensor in head.state_dict().items()}:
+            head.load_state_dict(state)

@@ -102,7 +102,8 @@ def finetune_epochs(
     """
     config, training = config or FinetuneConfig(), training or TrainConfig()
     checkpoints = checkpoints or Checkpoints("finetune")
-    stage = Stage(network, training, train) if config.epochs else None
+    epochs = config.epochs_for()
+    stage = Stage(network, training, train) if epochs else None
     before = evaluate(stage.averaged if stage else network, valid, together=True).value
     if stage is None:
         return FinetuneResult(valid_score_before=before, valid_score=before)
@@ -116,7 +117,7 @@ def finetune_epochs(
         train,
         valid,
         phase="finetune",
-        epochs=config.epochs,
+        epochs=epochs,
         seed=seed,
         checkpoints=checkpoints,
         kept=_KEPT,

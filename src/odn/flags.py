@@ -31,8 +31,9 @@ class Flags:
         data_dir: folder of the named datasets [default: $ODN_DATA_DIR, else data].
         run: directory that receives everything [default: runs/DATASET].
         seed: of the split, the weights, the order of samples and the augmentation [default: 0].
-        epochs_per_depth: hard cap on the epochs at one depth, before a cool-down [default: 16, more for small data].
-        finetune_epochs: epochs over which the extracted network is annealed [default: 15].
+        epochs_per_depth: hard cap on the epochs of growing at one depth [default: 4, more for small data].
+        finetune_epochs: epochs over which the extracted network is annealed; default: 15, or none where the
+            search has trained that depth alone.
         train_limit: train on a stratified subset of so many images.
         depths: the depths that may be chosen, e.g. 1,2,4,8 [default: every one].
         confidence: demand that the lower Wilson bound reaches the target, e.g. 0.95.

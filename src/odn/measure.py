@@ -2,7 +2,7 @@
 
 import copy
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, final
 
@@ -113,14 +113,37 @@ def macs_by_depth(
     return [measure_cost(prefix, input_shape, dtype).macs for prefix in prefixes]
 
 
-def train_macs(records: Iterable[EpochRecord], macs_by_depth: Sequence[int], all_depths: int = 0) -> int:
+def macs_together(
+    records: Iterable[EpochRecord],
+    trunk: Callable[[int], nn.Module],
+    input_shape: tuple[int, ...],
+    dtype: torch.dtype = torch.float32,
+) -> dict[int, int]:
+    """Count the multiply-accumulates of the networks in which several depths were trained together.
+
+    Args:
+        records: of a training.
+        trunk: gives the first so many blocks with all their heads, best on the meta device.
+        input_shape: of one input, without the batch.
+        dtype: of the input; int64 for tokens.
+
+    Returns:
+        MACs of one input through all heads, by the number of blocks.
+    """
+    depths = sorted({record.depth for record in records if record.scores})
+    return {depth: measure_cost(trunk(depth), input_shape, dtype).macs for depth in depths}
+
+
+def train_macs(
+    records: Iterable[EpochRecord], macs_by_depth: Sequence[int], together: Mapping[int, int] | None = None
+) -> int:
     """Count the multiply-accumulates that a training took: 3 forward passes per sample trained on, 1 per evaluated.
 
     Args:
         records: of its epochs; those of compressing bring the costs of their own network, and of its teacher, which
             passes every sample trained on forward once.
         macs_by_depth: of one forward pass of one image at depth 1, 2, and so on.
-        all_depths: of one through all heads, which epochs of all depths are counted with.
+        together: of one through all heads of the first so many blocks, where several depths were trained together.
 
     Returns:
         MACs in all.
@@ -129,7 +152,7 @@ def train_macs(records: Iterable[EpochRecord], macs_by_depth: Sequence[int], all
     for record in records:
         narrowed = record.narrowed
         macs = narrowed.macs if narrowed else macs_by_depth[record.depth - 1]
-        macs = all_depths if record.verb == "oneshot" else macs
+        macs = together[record.depth] if together and record.scores else macs
         total += macs * (3 * record.train_samples + record.evaluated_samples)
         total += narrowed.teacher_macs * record.train_samples if narrowed else 0
     return total

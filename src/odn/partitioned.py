@@ -97,7 +97,7 @@ class PartitionedNetwork(nn.Module):
     @property
     def pretrained(self) -> int:
         """So many blocks, from the first, started from trained weights."""
-        return self.origin.blocks if self.origin else 0
+        return min(self.origin.blocks, self.max_depth) if self.origin else 0
 
     def prefix(self, depth: int) -> Prefix:
         """Return the network of one depth, sharing its weights with this one.
@@ -116,6 +116,18 @@ class PartitionedNetwork(nn.Module):
         spec = dataclasses.replace(self.spec, depth=depth) if self.spec else None
         blocks = list(self.blocks)[:depth]
         return Prefix(self.stem, blocks, self.heads[depth - 1], spec, min(depth, self.pretrained))
+
+    def trunk(self, depth: int) -> "PartitionedNetwork":
+        """Return the first blocks with the heads of all their depths, sharing their weights with this network.
+
+        Args:
+            depth: blocks to keep, 1 to ``max_depth``.
+
+        Returns:
+            A network that holds exactly its own parameters.
+        """
+        spec = dataclasses.replace(self.spec, depth=depth) if self.spec else None
+        return PartitionedNetwork(self.stem, list(self.blocks)[:depth], list(self.heads)[:depth], spec, self.origin)
 
     def prefixes(self) -> Iterator[Prefix]:
         """Yield the networks of depth 1, 2, and so on up to the full depth."""

@@ -24,7 +24,7 @@ from odn.measure import macs_by_depth, training_bytes
 from odn.network import Prefix, build_network
 from odn.optimizers import batch_size_for, settled
 from odn.processes import training_device
-from odn.search import plan_depths
+from odn.search import MOST_SETTLED, next_trunk, plan_depths
 from odn.stage import Stage
 from odn.stopping import cap_of
 from odn.texts import plain_preprocessing
@@ -168,20 +168,17 @@ def plan(workload: Workload, hardware: Hardware, depth: int | None = None) -> di
 def _longest_search(workload: Workload, max_depth: int, steps: int) -> Iterator[tuple[int, int]]:
     """Yield depths and epochs of a search in which nothing but the full depth holds the target."""
     config, depths = workload.expand, plan_depths(workload.expand, max_depth)
-    count = 1
-    while True:
-        depth = depths[min(count, len(depths)) - 1]
-        deepest = depth == depths[-1]
-        yield depth, cap_of("expand", config, steps, deepest=deepest) + config.cooldown_epochs
-        if deepest:
-            break
-        count *= 2
-    below = depths[count // 2 : -1]  # looking back bisects those that were passed over
-    while below:
-        middle = (len(below) - 1) // 2
-        yield below[middle], config.lookback_epochs
-        below = below[middle + 1 :]
-    yield depths[-1], FinetuneConfig().epochs
+    trunk: int | None = depths[0]
+    while trunk is not None:
+        yield trunk, cap_of("expand", config, steps) + cap_of("cooldown", config, steps)
+        # Depths that were expected to do and did not.
+        tries = MOST_SETTLED if trunk == depths[-1] else 1
+        below = [depth for depth in depths if depth <= trunk]
+        for depth in below[-tries:]:
+            yield depth, cap_of("settle", config, steps)
+        trunk = next_trunk(depths, trunk)
+    if not config.settle_epochs:
+        yield depths[-1], FinetuneConfig().epochs_for()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,13 +14,13 @@ from odn.files import explain, write_atomically
 from odn.tables import from_table
 from odn.tasks import Metric
 
-Phase = Literal["expand", "cooldown", "lookback", "oneshot", "finetune", "compress"]
+Phase = Literal["expand", "cooldown", "settle", "oneshot", "finetune", "compress"]
 Verb = Literal["expand", "oneshot", "finetune", "compress"]
 VERBS: tuple[Verb, ...] = ("expand", "oneshot", "finetune", "compress")
 PHASE_NAMES: dict[Phase, str] = {
     "expand": "grow",
     "cooldown": "cool down",
-    "lookback": "look back",
+    "settle": "settle",
     "oneshot": "all depths",
     "finetune": "fine-tune",
     "compress": "compress",
@@ -59,16 +59,15 @@ class EpochRecord:
     """One epoch of training and the evaluation that followed it.
 
     Attributes:
-        phase: expansion at a constant learning rate, expansion annealing a depth that almost reached the target,
-            looking back from a depth that holds the target at a shallower one, all depths at once, fine-tuning, or
-            compressing.
-        depth: number of blocks of the trained prefix, from 1; where all are trained, of the full depth.
+        phase: expansion at a constant learning rate, expansion annealing a network that is near the target, expansion
+            training one depth on its own, all depths at once, fine-tuning, or compressing.
+        depth: number of blocks in training, from 1.
         epoch: epoch within this phase and depth, from 1.
         cap: most epochs of this phase at this depth.
         learning_rate: at the end of the epoch.
         train_loss: mean loss over the epoch's samples; None when it was not finite.
-        valid_score: how the averaged weights do on the validation split, at most 1; where all depths are trained, the
-            mean over them.
+        valid_score: how the averaged weights do on the validation split, at most 1; while expanding at the deepest of
+            the heads in training, where all depths are trained at once in the mean over them.
         valid_error: standard error of that score, or the mean of those of all depths.
         valid_count: validation samples.
         train_samples: samples trained on in this epoch.
@@ -78,7 +77,7 @@ class EpochRecord:
         trivial_score: what the best answer scores that is the same for every sample; None if unknown.
         stop: why this phase of this depth ended with this epoch, None while it goes on.
         narrowed: while compressing, the network in training.
-        scores: where all depths are trained, the validation score of each, from depth 1.
+        scores: where several depths are trained together, the validation score of each, from depth 1.
         errors: likewise their standard errors.
     """
 

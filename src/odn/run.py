@@ -111,6 +111,9 @@ def finetune_run(
     start = first_only(read_start)(path)
     small.pretrained = min(small.depth, start.blocks) if start else 0
     data = data or reload_data(config, path)
+    history = first_only(read_history)(path / "history.jsonl")
+    settled = any(record.phase == "settle" and record.depth == small.depth for record in history)
+    finetune = dataclasses.replace(config.finetune, epochs=config.finetune.epochs_for(settled=settled))
     reuse_freed_memory()
     with held(path):
         checkpoints = Checkpoints("finetune", path, resume=resume)
@@ -120,7 +123,7 @@ def finetune_run(
                 small,
                 data.train,
                 data.valid,
-                config=config.finetune,
+                config=finetune,
                 training=config.train,
                 seed=config.seed,
                 checkpoints=checkpoints,

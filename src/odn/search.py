@@ -1,6 +1,8 @@
 """What to train next, and what came of it: pure functions of the records, so that resuming needs no other state.
 
-Depths are doubled until one holds the target, then the search bisects back. No torch here.
+Networks double until one is deep enough. Every depth of the network in training has a head, so that one annealing says
+how all of them do beside each other; the shallowest that should hold the target is then trained on its own. No torch
+here.
 """
 
 from collections.abc import Sequence
@@ -10,7 +12,9 @@ from odn.config import ExpandConfig
 from odn.errors import UsageError
 from odn.records import EpochRecord, Phase, StopReason
 from odn.starting import Start
-from odn.stopping import almost_reached, knee, passed_over, settle_target
+from odn.stopping import growth_is_over, met_depths, near, settle_target
+
+MOST_SETTLED = 3  # depths of one network that are trained on their own
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,9 +45,8 @@ class Step:
 
     Attributes:
         phase: of training.
-        depth: of the prefix.
-        source: for looking back, the network from whose kept weights it starts: a deeper one, or with an automatic
-            target first of all its own.
+        depth: blocks in training.
+        source: for a depth that is trained on its own, how deep the network was whose kept weights it starts from.
     """
 
     phase: Phase
@@ -69,19 +72,32 @@ def plan_depths(config: ExpandConfig, max_depth: int) -> list[int]:
     return list(config.depths) or list(range(1, max_depth + 1))
 
 
+def next_trunk(depths: Sequence[int], depth: int) -> int | None:
+    """Say how deep the next network is: twice as many planned depths, or all where that is most of them.
+
+    Args:
+        depths: the plan, ascending.
+        depth: of the network before, one of the plan.
+
+    Returns:
+        A depth of the plan; None after the deepest.
+    """
+    passed = depths.index(depth) + 1
+    if passed == len(depths):
+        return None
+    # Another network that is nearly as deep as the deepest would cost as much and bring little.
+    return depths[-1] if 8 * passed >= 3 * len(depths) else depths[2 * passed - 1]
+
+
 def next_step(
     records: Sequence[EpochRecord], depths: Sequence[int], config: ExpandConfig, first: int = 0
 ) -> Step | None:
     """Say what to train next.
 
-    Growing doubles the number of planned depths passed: 1, 2, 4, 8 and so on, the deepest last. As soon as one holds
-    the target, the search bisects between it and the deepest one that did not. Where growing began at a deeper one
-    (``first``), the deepest of those passed over speaks for them all: only when it holds the target, they are bisected.
-
     Args:
         records: of the expansion, oldest first.
         depths: the plan, ascending.
-        config: targets, and when to anneal or look back.
+        config: targets, and when to anneal.
         first: the depth at which growing begins; 0 is the shallowest.
 
     Returns:
@@ -90,32 +106,84 @@ def next_step(
     if not records:
         return Step(phase="expand", depth=first or depths[0])
     last = records[-1]
+    trunk = trunk_of(records)
     if last.stop is None:
-        return Step(phase=last.phase, depth=last.depth)
+        return Step(phase=last.phase, depth=last.depth, source=trunk if last.phase == "settle" else None)
+    deeper = next_trunk(depths, trunk)
+    grow = Step(phase="expand", depth=deeper) if deeper is not None else None
+    if last.phase == "expand":
+        over = near(last, depths, config) if config.target_accuracy else growth_is_over(records, depths, config)
+        if not over and grow is not None:
+            return grow
+        if config.cooldown_epochs:
+            return Step(phase="cooldown", depth=trunk)
+    automatic = not config.target_accuracy
+    if automatic and last.phase == "settle":
+        return None  # what there is to be had is known
     settled = settle_target(records, depths, config)
-    holding = _holding(records, depths, config)
-    if holding and not settled.target_accuracy:  # anneal the depth at the knee as those will be that it is held against
-        return Step(phase="lookback", depth=min(holding), source=min(holding))
-    config = settled
-    at_depth = [record for record in records if record.depth == last.depth]
-    if not holding and last.phase == "expand" and almost_reached(at_depth, config):
-        return Step(phase="cooldown", depth=last.depth)
-    if not holding:
-        grown = depths.index(max(record.depth for record in records)) + 1
-        return Step(phase="expand", depth=depths[min(2 * grown, len(depths)) - 1]) if grown < len(depths) else None
-    deep = min(holding)
-    between = passed_over(records, depths, deep)
-    if not between or not config.lookback_epochs:
+    chosen = _candidate(records, depths, settled)
+    if chosen is not None and config.settle_epochs:
+        return Step(phase="settle", depth=chosen, source=trunk)
+    return None if automatic or holding_depths(records, depths, settled) else grow
+
+
+def trunk_of(records: Sequence[EpochRecord]) -> int:
+    """Return the depth of the newest network in which all depths were trained together."""
+    return next(record.depth for record in reversed(records) if record.phase != "settle")
+
+
+def _joint(records: Sequence[EpochRecord]) -> EpochRecord:
+    """Return the newest epoch in which all depths were trained together."""
+    return next(record for record in reversed(records) if record.phase != "settle")
+
+
+def _settled(records: Sequence[EpochRecord]) -> dict[int, EpochRecord]:
+    """Return the best epoch of every depth that was trained on its own from the newest network, oldest first."""
+    best: dict[int, EpochRecord] = {}
+    for record in reversed(records):
+        if record.phase != "settle":
+            break
+        if record.depth not in best or record.valid_score >= best[record.depth].valid_score:
+            best[record.depth] = record
+    return best
+
+
+def holding_depths(records: Sequence[EpochRecord], depths: Sequence[int], config: ExpandConfig) -> set[int]:
+    """Tell which depths hold the target.
+
+    Args:
+        records: of the expansion, oldest first.
+        depths: the plan, ascending.
+        config: a target that is known; without ``settle_epochs`` the newest network's own heads are believed.
+
+    Returns:
+        Depths, each confirmed.
+    """
+    reached = {r.depth for r in records if r.phase == "settle" and r.stop == StopReason.TARGET_REACHED}
+    if config.settle_epochs:
+        return reached
+    return set(met_depths(records, depths, config))
+
+
+def _candidate(records: Sequence[EpochRecord], depths: Sequence[int], config: ExpandConfig) -> int | None:
+    # The shallowest depth of which enough is expected once it is trained on its own. It makes ``config.gain`` times
+    # the errors that it made among the others; once one was trained, what that one gained is expected of the others.
+    joint = {one.depth: 1 - one.valid_score for one in _joint(records).by_depth() if one.depth in depths}
+    tried = _settled(records)
+    held = {depth for depth in tried if depth in holding_depths(records, depths, config)}
+    ratios = [(1 - record.valid_score) / joint[depth] for depth, record in tried.items() if joint[depth] > 0]
+    gain = min(ratios[0], 1.0) if ratios else config.gain
+    allowed = 1 - config.target_accuracy
+    low = max((depth for depth in tried if depth not in held), default=0)
+    high = min(held, default=depths[-1] + 1)
+    open_ = [depth for depth in joint if low < depth < high]
+    hopeful = [depth for depth in open_ if gain * joint[depth] <= allowed]
+    if len(tried) >= MOST_SETTLED or hopeful:
+        return hopeful[0] if len(tried) < MOST_SETTLED else None
+    if tried or next_trunk(depths, max(joint)) is not None:
         return None
-    skipped = between[-1] < first <= deep
-    return Step(phase="lookback", depth=between[-1 if skipped else (len(between) - 1) // 2], source=deep)
-
-
-def _holding(records: Sequence[EpochRecord], depths: Sequence[int], config: ExpandConfig) -> set[int]:
-    """Depths that hold the target, each confirmed; of an automatic target the depth that it was derived from does."""
-    reached = {record.depth for record in records if record.stop == StopReason.TARGET_REACHED}
-    derived = None if config.target_accuracy else knee(records, depths[-1], config)
-    return reached | ({derived} if derived is not None else set())
+    # Nothing deeper can be had: the one that does best is trained to its end before it is given up.
+    return min(open_, key=lambda depth: joint[depth])
 
 
 def expand_result(records: Sequence[EpochRecord], depths: Sequence[int], config: ExpandConfig) -> ExpandResult:
@@ -130,14 +198,58 @@ def expand_result(records: Sequence[EpochRecord], depths: Sequence[int], config:
         The chosen depth and how it was found.
     """
     settled = settle_target(records, depths, config)
-    holding = _holding(records, depths, config)
-    candidates = [record for record in records if record.depth == min(holding)] if holding else records
-    # max() keeps the first of equals: the shallowest depth.
-    best = max(candidates, key=lambda record: record.valid_score)
+    holding = holding_depths(records, depths, settled)
+    if not config.target_accuracy and records[-1].phase == "settle":
+        holding = {records[-1].depth}  # an automatic target asks for no more than what it reached
+    known = {record.depth: record for record in best_by_depth(records) if record.depth in depths}
+    chosen = min(holding) if holding else max(known, key=lambda depth: (known[depth].valid_score, -depth))
     return ExpandResult(
-        depth=best.depth,
+        depth=chosen,
         reached=bool(holding),
         target_accuracy=settled.target_accuracy,
-        valid_score=best.valid_score,
+        valid_score=known[chosen].valid_score,
         records=tuple(records),
     )
+
+
+def kept_by_depth(records: Sequence[EpochRecord]) -> dict[int, tuple[EpochRecord, str]]:
+    """Find for every depth of an expansion the best of the weights that were kept for it.
+
+    Kept are those of the last epoch of every network that was grown, and the best ones of every depth that was trained
+    on its own.
+
+    Args:
+        records: of the expansion, oldest first.
+
+    Returns:
+        By ascending depth its record, and the name under which the weights are kept.
+    """
+    kept: dict[str, EpochRecord] = {}
+    for record in records:
+        name = kept_name(record.phase, record.depth)
+        if record.phase != "settle" or name not in kept or record.valid_score > kept[name].valid_score:
+            kept[name] = record
+    best: dict[int, tuple[EpochRecord, str]] = {}
+    for name, record in kept.items():
+        for one in record.by_depth():
+            if one.depth not in best or one.valid_score > best[one.depth][0].valid_score:
+                best[one.depth] = one, name
+    return dict(sorted(best.items()))
+
+
+def best_by_depth(records: Sequence[EpochRecord]) -> list[EpochRecord]:
+    """Return the records of ``kept_by_depth``, by ascending depth."""
+    return [record for record, _ in kept_by_depth(records).values()]
+
+
+def kept_name(phase: Phase, depth: int) -> str:
+    """Return the name under which weights are kept.
+
+    Args:
+        phase: in which they were trained.
+        depth: number of blocks.
+
+    Returns:
+        The name of a directory: that of one depth, or of a network with the heads of all depths up to it.
+    """
+    return f"depth_{depth:03d}" if phase == "settle" else f"trunk_{depth:03d}"

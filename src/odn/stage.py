@@ -67,7 +67,6 @@ class Stage:
         config: optimizer, batch size, averaging.
         train: the training split, for the number of steps per epoch.
         previous: the stage whose optimizer state is carried over by the names of parameters, if any.
-        new_head: the head is not that of the previous stage, and has nothing to carry over.
         loss: what training makes small; None learns from the labels alone.
 
     Raises:
@@ -81,7 +80,6 @@ class Stage:
         train: Split,
         *,
         previous: "Stage | None" = None,
-        new_head: bool = False,
         loss: Loss | None = None,
     ) -> None:
         self.config = config = settled(config, texts=train.spec.texts)
@@ -112,8 +110,7 @@ class Stage:
             for module in (self.network, self.averaged):
                 shard(module, self.share.world)
         self.optimizer = make_optimizer(self.network, config, self.batch_size, fused=not self.sharded)
-        state = previous.optimizer_state() if previous else {}
-        self.load_optimizer_state({n: t for n, t in state.items() if not (new_head and n.startswith("head."))})
+        self.load_optimizer_state(previous.optimizer_state() if previous else {})
         self.model: nn.Module
         if self.sharded:
             self.model, self._stepper = self.network, self.optimizer

@@ -104,8 +104,8 @@ def first_depth(start: Start | None, depths: Sequence[int], config: ExpandConfig
     Training a depth improves on the probe of its frozen features, by how much nobody knows beforehand. So a depth is
     passed over only when its probe's error, at the favourable end of its Wilson interval, is beyond
     ``config.reach_probe`` times the target's, or times the error of the best probe where that is larger. Probes say
-    where growing begins and never where the search may end: when the depth at which it began holds the target, the
-    search looks back at those that were passed over.
+    where growing begins and never where the search may end: the first network has heads for those that were passed
+    over, too.
 
     Args:
         start: with its probes; None for a random start.

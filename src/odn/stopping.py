@@ -93,40 +93,73 @@ def confirmed(records: Sequence[EpochRecord], config: ExpandConfig) -> bool:
     return False
 
 
-def almost_reached(records: Sequence[EpochRecord], config: ExpandConfig) -> bool:
-    """Tell whether a depth that has converged deserves to be annealed before the next block is attached.
-
-    At a constant learning rate averaged weights stay short of what annealing reaches (warm-up, stable, decay: Hu et
-    al., arXiv 2404.06395), so that a depth that would do is passed over without this second look.
+def scores_by_depth(record: EpochRecord, depths: Sequence[int]) -> dict[int, EpochRecord]:
+    """Take the planned depths out of an epoch in which several were trained together.
 
     Args:
-        records: of that depth at a constant learning rate, one or more.
+        record: of the epoch.
+        depths: the plan.
+
+    Returns:
+        A record of its own for each.
+    """
+    return {one.depth: one for one in record.by_depth() if one.depth in depths}
+
+
+def met_depths(records: Sequence[EpochRecord], depths: Sequence[int], config: ExpandConfig) -> list[int]:
+    """List the depths that meet the target in the newest epochs of one network, as many as confirmations are asked for.
+
+    Args:
+        records: oldest first.
+        depths: the plan, ascending.
+        config: target and number of confirmations.
+
+    Returns:
+        Ascending depths.
+    """
+    last = records[-1]
+    newest = list(takewhile(lambda r: (r.phase, r.depth) == (last.phase, last.depth), reversed(records)))
+    newest = newest[: config.confirmations]
+    if len(newest) < config.confirmations:
+        return []
+    apart = [scores_by_depth(record, depths) for record in newest]
+    return [depth for depth in apart[0] if all(_met(scores[depth], config) for scores in apart)]
+
+
+def near(record: EpochRecord, depths: Sequence[int], config: ExpandConfig) -> bool:
+    """Tell whether a network whose growth has ended deserves to be annealed before more blocks are attached.
+
+    At a constant learning rate averaged weights stay short of what annealing reaches (warm-up, stable, decay: Hu et
+    al., arXiv 2404.06395).
+
+    Args:
+        record: its last epoch at a constant learning rate.
+        depths: the plan.
         config: target, and how far from it is near.
 
     Returns:
-        True when the best error is at most ``config.reach`` times the target's.
+        True when the error of its best depth is at most ``config.reach`` times the target's.
     """
-    error = 1 - max(record.valid_score for record in records)
-    worthwhile = config.cooldown_epochs > 0 and config.target_accuracy > 0
-    return worthwhile and error <= config.reach * (1 - config.target_accuracy)
+    best = max(one.valid_score for one in scores_by_depth(record, depths).values())
+    return 1 - best <= config.reach * (1 - config.target_accuracy)
 
 
-def cap_of(phase: Phase, config: ExpandConfig, steps_per_epoch: int, *, deepest: bool) -> int:
+def cap_of(phase: Phase, config: ExpandConfig, steps_per_epoch: int) -> int:
     """Return the most epochs that a phase of expansion may take at one depth.
 
     Args:
-        phase: ``expand``, ``cooldown`` or ``lookback``.
+        phase: ``expand``, ``cooldown`` or ``settle``.
         config: the caps.
         steps_per_epoch: of the optimizer; small datasets need more epochs for as many steps.
-        deepest: whether no deeper network is planned, so that only more training can help.
 
     Returns:
-        Number of epochs; where growing has no cap of its own 16, or as many as 1,250 steps take, at most 64, and
-        twice that for the deepest network.
+        Number of epochs; of growing, where it has no cap of its own, 4, or as many as 500 steps take, at most 20. Those
+        of annealing are stretched likewise where an epoch has less than 80 steps, to three times as many at most.
     """
+    stretch = min(max(1.0, 80 / steps_per_epoch), 3.0)
     if phase == "expand":
-        return config.epochs_per_depth or min(max(16, math.ceil(1250 / steps_per_epoch)), 64) * (2 if deepest else 1)
-    return config.cooldown_epochs if phase == "cooldown" else config.lookback_epochs
+        return config.epochs_per_depth or min(max(4, math.ceil(500 / steps_per_epoch)), 20)
+    return math.ceil((config.cooldown_epochs if phase == "cooldown" else config.settle_epochs) * stretch)
 
 
 def has_begun(records: Sequence[EpochRecord]) -> bool:
@@ -147,42 +180,40 @@ def has_begun(records: Sequence[EpochRecord]) -> bool:
     return low > best.trivial_score
 
 
-def knee(records: Sequence[EpochRecord], deepest: int, config: ExpandConfig) -> int | None:
-    """Find the shallowest depth that is nearly as good as the best, once growing has shown what the data give.
+def growth_is_over(records: Sequence[EpochRecord], depths: Sequence[int], config: ExpandConfig) -> bool:
+    """Tell whether growing has shown what the data give, for an automatic target.
 
-    Growing is over when the last two depths each gained less than one standard error over the best before them, which
-    had learnt something, or when nothing deeper is planned.
+    It has when the last two networks each gained less than one standard error over the best before them, which had
+    learnt something, or when nothing deeper is planned.
 
     Args:
         records: of the expansion, oldest first.
-        deepest: depth of the plan.
-        config: how much is nearly.
+        depths: the plan, ascending.
+        config: unused but for the plan's sake.
 
     Returns:
-        The depth; None while growing is not over.
+        Whether it is over.
     """
     growing = [record for record in records if record.phase == "expand"]
     best: EpochRecord | None = None
     idle = 0
     for _, group in groupby(growing, key=lambda record: record.depth):
-        epochs = list(group)
-        if epochs[-1].stop is None:
-            return None
-        top = max(epochs, key=lambda record: record.valid_score)
+        last = list(group)[-1]
+        if last.stop is None:
+            return False
+        top = max(scores_by_depth(last, depths).values(), key=lambda record: record.valid_score)
         if best is not None:
             flat = top.valid_score - best.valid_score < best.valid_error
             idle = idle + 1 if flat and has_begun([best]) else 0
         best = top if best is None else max(best, top, key=lambda record: record.valid_score)
-    if best is None or (idle < 2 and growing[-1].depth < deepest):
-        return None
-    return min(record.depth for record in growing if record.valid_score >= best.valid_score - config.within)
+    return idle >= 2 or growing[-1].depth == depths[-1]
 
 
 def settle_target(records: Sequence[EpochRecord], depths: Sequence[int], config: ExpandConfig) -> ExpandConfig:
     """Fill in an automatic target once it is known.
 
-    It is the best score less ``config.within``, among depths that were all trained alike: where shallower ones are to
-    be annealed from the depth at the knee, that one is annealed first, because all gain by it.
+    It is what the best depth of the annealed network would reach on its own, less ``config.within``; where the depth
+    that was chosen for it falls short of that, what it did reach.
 
     Args:
         records: of the expansion, oldest first.
@@ -192,91 +223,56 @@ def settle_target(records: Sequence[EpochRecord], depths: Sequence[int], config:
     Returns:
         The settings with the target filled in, or as they were where it is given or not yet known.
     """
-    if config.target_accuracy or (depth := knee(records, depths[-1], config)) is None:
+    joint = [record for record in records if record.phase in ("expand", "cooldown")]
+    if config.target_accuracy or not joint or joint[-1].stop is None:
         return config
-    judged = [record for record in records if record.phase == "expand"]
-    if config.lookback_epochs and passed_over(judged, depths, depth):
-        judged = [record for record in records if (record.phase, record.depth) == ("lookback", depth)]
-        if not judged or judged[-1].stop is None:
-            return config
-    best = max(record.valid_score for record in judged)
-    return dataclasses.replace(config, target_accuracy=best - config.within)
+    known = joint[-1].phase == "cooldown" or (not config.cooldown_epochs and growth_is_over(records, depths, config))
+    if not known:
+        return config
+    best = max(one.valid_score for one in scores_by_depth(joint[-1], depths).values())
+    if config.settle_epochs:
+        best = 1 - config.gain * (1 - best)
+    target = best - config.within
+    last = records[-1]
+    if last.phase == "settle" and last.stop is not None:
+        alone = [record for record in records if (record.phase, record.depth) == (last.phase, last.depth)]
+        reached = [*alone, scores_by_depth(joint[-1], depths)[last.depth]]
+        target = min(target, max(record.valid_score for record in reached))
+    return dataclasses.replace(config, target_accuracy=target)
 
 
-def passed_over(records: Sequence[EpochRecord], depths: Sequence[int], depth: int) -> list[int]:
-    """List the planned depths between one that holds the target and the deepest one before it that was tried.
+def decide(records: Sequence[EpochRecord], config: ExpandConfig, depths: Sequence[int]) -> StopReason | None:
+    """Decide whether the network trained last is done (ODN, arXiv 2510.10764: expand once converged).
 
-    Args:
-        records: of the expansion.
-        depths: the plan, ascending.
-        depth: that holds the target.
-
-    Returns:
-        Ascending depths.
-    """
-    shallow = max((record.depth for record in records if record.depth < depth), default=0)
-    return [between for between in depths if shallow < between < depth]
-
-
-def hopeless(records: Sequence[EpochRecord], config: ExpandConfig) -> bool:
-    """Tell whether a depth will not come near the target within its budget of epochs.
-
-    Accuracy is extrapolated along the logarithm of the epochs: once a doubling of the training brought no more than
-    the one before, the next will not bring more either.
-
-    Args:
-        records: of that depth at a constant learning rate.
-        config: target, budget, and how far from the target annealing reaches.
-
-    Returns:
-        True when the extrapolated error is beyond ``config.reach`` times the target's.
-    """
-    count = len(records)
-    if count < max(8, records[-1].cap // 2) or not config.target_accuracy:
-        return False  # at first learning curves may still steepen
-    accuracies = [record.valid_score for record in records]
-    first, second, third = (max(accuracies[: count // part]) for part in (4, 2, 1))
-    if third - second > second - first:
-        return False
-    gain = (third - second) / math.log2(count / (count // 2))
-    predicted = third + gain * math.log2(records[-1].cap / count)
-    return 1 - predicted > config.reach * (1 - config.target_accuracy)
-
-
-def decide(records: Sequence[EpochRecord], config: ExpandConfig) -> StopReason | None:
-    """Decide whether the depth trained last is done (ODN, arXiv 2510.10764: expand once converged).
-
-    A depth that has learnt nothing yet has not converged: it is given its whole budget of epochs.
+    A network that has learnt nothing yet has not converged: it is given its whole budget of epochs.
 
     Args:
         records: all records so far, oldest first; only those of the last phase and depth count.
         config: target, confirmations, patience and caps.
+        depths: the plan, ascending.
 
     Returns:
-        The reason to stop training this depth, or None to train another epoch.
+        The reason to stop training it, or None to train another epoch.
     """
     if not records:
         return None
     last = records[-1]
-    stage = list(takewhile(lambda r: (r.phase, r.depth) == (last.phase, last.depth), reversed(records)))[::-1]
     if last.train_loss is None:
         return StopReason.NON_FINITE
-    met = [_met(record, config) for record in stage]
-    if len(met) >= config.confirmations and all(met[-config.confirmations :]):
+    stage = list(takewhile(lambda r: (r.phase, r.depth) == (last.phase, last.depth), reversed(records)))[::-1]
+    if last.phase != "expand":  # annealed to the end: what comes of it is used
+        if len(stage) < last.cap:
+            return None
+        held = confirmed(stage, config) if last.phase == "settle" else bool(met_depths(records, depths, config))
+        return StopReason.TARGET_REACHED if held else StopReason.EPOCH_BUDGET
+    if met_depths(records, depths, config):
         return StopReason.TARGET_REACHED
     if len(stage) >= last.cap:
         return StopReason.EPOCH_BUDGET
-    if last.phase != "expand":
-        return None
-    if not has_begun(stage):
-        return None
-    if hopeless(stage, config):
-        return StopReason.HOPELESS
     # An evaluation that meets the target is waiting for its confirmation: growing now would waste it.
-    patience = max(config.patience, last.cap // 8)
-    if len(stage) > patience and not met[-1]:
-        before = max(record.valid_score for record in stage[:-patience])
-        recent = max(record.valid_score for record in stage[-patience:])
+    if len(stage) > config.patience and has_begun(stage) and not _met(last, config):
+        before = max(record.valid_score for record in stage[: -config.patience])
+        recent = max(record.valid_score for record in stage[-config.patience :])
         if recent < before + config.min_improvement:
             return StopReason.PLATEAU
     return None

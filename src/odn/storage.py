@@ -76,7 +76,7 @@ def load_network(directory: Path) -> Prefix:
 
 
 def load_partitioned(directory: Path) -> PartitionedNetwork:
-    """Rebuild a network with the heads of all its depths, as ``load_network`` does one depth.
+    """Rebuild a network of some depth with the heads of all depths up to it, as ``load_network`` does one depth.
 
     Args:
         directory: as written by ``save_network``.
@@ -87,7 +87,7 @@ def load_partitioned(directory: Path) -> PartitionedNetwork:
     Raises:
         OdnError: when a file is missing or damaged, or the weights do not fit the spec.
     """
-    return _load(directory, lambda spec: rebuild(spec, "meta"))
+    return _load(directory, lambda spec: rebuild(spec, "meta").trunk(spec.depth))
 
 
 def _load(directory: Path, build: Callable[[NetworkSpec], _Built]) -> _Built:

@@ -16,6 +16,7 @@ from odn.network import PartitionedNetwork
 from odn.tasks import Task
 
 _LEAST = 1e-8  # of a loss that another is divided by
+_MOST_HEARD = 8.0  # heads besides the deepest whose gradients the blocks add up; more of them share that weight
 
 
 @final
@@ -52,6 +53,7 @@ class AllDepthsLoss:
         depths = self.draw()
         config = self.config
         other = config.other_share
+        other *= min(1.0, _MOST_HEARD / max(len(depths) - 1, 1))
         *shallow, deep = model(x, dict.fromkeys(depths[:-1], other) | {depths[-1]: config.deep_share})
         wanted = deep.detach()
         loss = best = self._on_labels(deep, targets)

@@ -4,7 +4,6 @@ from pathlib import Path
 
 from odn.curve import curve_of, curve_result
 from odn.errors import OdnError, UsageError
-from odn.expansion import kept_name
 from odn.extraction import extract
 from odn.network import Prefix
 from odn.oneshot import KEPT
@@ -12,7 +11,7 @@ from odn.recipe import RunConfig
 from odn.records import EpochRecord, read_history
 from odn.rundata import read_data_spec
 from odn.rundir import planned_depths
-from odn.search import ExpandResult, expand_result, next_step
+from odn.search import ExpandResult, expand_result, kept_by_depth, kept_name, next_step
 from odn.starting import first_depth, read_start
 from odn.storage import load_network, load_partitioned
 
@@ -80,7 +79,10 @@ def load_depth(path: Path, depth: int) -> Prefix:
         raise UsageError(f"depth {depth} was not trained; allowed: {', '.join(map(str, tried)) or 'none yet'}")
     if together(records):
         return extract(load_partitioned(path / "checkpoints" / KEPT), depth)
-    return load_network(path / "checkpoints" / kept_name(depth))
+    _, name = kept_by_depth([record for record in records if record.verb == "expand"])[depth]
+    if name == kept_name("settle", depth):
+        return load_network(path / "checkpoints" / name)
+    return extract(load_partitioned(path / "checkpoints" / name), depth)
 
 
 def together(records: list[EpochRecord]) -> bool:

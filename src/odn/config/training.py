@@ -79,18 +79,20 @@ class ExpandConfig:
             best accuracy that growing reaches before two more depths gain nothing, less ``within``.
         within: how far below the best accuracy the shallowest network may stay with an automatic target.
         depths: the depths that may be chosen, ascending; empty means every depth from 1 to the full one.
-        epochs_per_depth: hard cap on the epochs at a constant learning rate at one depth; a cool-down may follow. 0
-            means 16, or as many as 1,250 steps take where that is more, at most 64; twice that for the deepest.
+        epochs_per_depth: hard cap on the epochs at a constant learning rate at one depth. 0 means 4, or as many as 500
+            steps take where that is more, at most 20.
         confirmations: consecutive evaluations that must reach the target.
         confidence: when above 0, the lower Wilson bound at this confidence must reach the target, e.g. 0.95.
-        patience: a depth has converged when so many epochs in a row, or an eighth of the cap where that is more,
-            brought no improvement.
+        patience: a network has converged when so many epochs in a row brought no improvement.
         min_improvement: gains in validation accuracy below this fraction do not count as improvement.
-        cooldown_epochs: a converged depth that almost reaches the target is annealed to zero over so many epochs
-            before the next block is attached; 0 never does that.
-        reach: a depth almost reaches the target when its validation error is at most so many times the target's.
-        lookback_epochs: once a depth holds the target, shallower ones start from its weights and are annealed over so
-            many epochs; 0 never looks back.
+        reach: a network is near the target when the validation error of its best depth is at most so many times the
+            target's; others are not annealed before more blocks are attached, but for the deepest.
+        cooldown_epochs: a network near the target is annealed to zero over so many epochs, to see how its depths do;
+            0 never does that.
+        gain: on its own, a depth is expected to make so many times the errors that it makes among the others, above 0
+            and at most 1, until the first one that was trained on its own says how many.
+        settle_epochs: the depth that should hold the target is trained on its own, annealed over so many epochs; 0
+            takes it as it is among the others.
         probe_images: of a pretrained network, fit the probes on so many training images at most; 0 does not probe.
         reach_probe: growing begins at the first depth whose probe has an error of at most so many times the target's,
             or the best probe's where that is larger.
@@ -104,9 +106,10 @@ class ExpandConfig:
     confidence: float = 0.0
     patience: int = 4
     min_improvement: float = 0.0005
-    cooldown_epochs: int = 5
-    reach: float = 1.25
-    lookback_epochs: int = 8
+    reach: float = 1.6
+    cooldown_epochs: int = 10
+    gain: float = 0.9
+    settle_epochs: int = 20
     probe_images: int = 20_000
     reach_probe: float = 2.0
 
@@ -120,6 +123,7 @@ class ExpandConfig:
             require(value >= 1, f"expand.{name} is {value}; allowed: 1 or more")
         require(self.probe_images >= 0, f"expand.probe_images is {self.probe_images}; allowed: 0 or more")
         require(self.reach_probe >= 1, f"expand.reach_probe is {self.reach_probe}; allowed: 1 or more")
+        require(0 < self.gain <= 1, f"expand.gain is {self.gain}; allowed: above 0 and at most 1, e.g. 0.9")
         require(self.reach >= 1, f"expand.reach is {self.reach}; allowed: 1 or more")
         require(
             0 <= self.confidence < 1,
@@ -129,12 +133,13 @@ class ExpandConfig:
             all(depth >= 1 for depth in self.depths) and list(self.depths) == sorted(set(self.depths)),
             f"expand.depths is {list(self.depths)}; allowed: ascending depths from 1, e.g. 1,2,4,8",
         )
+        most = self.epochs_per_depth or 4
         require(
-            self.confirmations <= (self.epochs_per_depth or 16),
-            f"expand.confirmations is {self.confirmations} but only {self.epochs_per_depth or 16} epochs are allowed "
-            "per depth; lower the one or raise the other",
+            self.settle_epochs > 0 or self.confirmations <= most,
+            f"expand.confirmations is {self.confirmations} but only {most} epochs are allowed per depth; lower the one "
+            "or raise the other",
         )
-        for name in ("cooldown_epochs", "lookback_epochs"):
+        for name in ("cooldown_epochs", "settle_epochs"):
             value = getattr(self, name)
             require(
                 value == 0 or value >= self.confirmations,
@@ -147,10 +152,19 @@ class FinetuneConfig:
     """How the extracted network is fine-tuned.
 
     Attributes:
-        epochs: epochs over which the learning rate is annealed to zero; 0 leaves the network as extracted.
+        epochs: epochs over which the learning rate is annealed to zero; 0 leaves the network as extracted. Negative
+            means 15, and in a run 0 where the search has trained the chosen depth on its own already.
     """
 
-    epochs: int = 15
+    epochs: int = -1
 
-    def __post_init__(self) -> None:
-        require(self.epochs >= 0, f"finetune.epochs is {self.epochs}; allowed: 0 or more")
+    def epochs_for(self, *, settled: bool = False) -> int:
+        """Say how long the network is fine-tuned.
+
+        Args:
+            settled: whether its depth was trained on its own already.
+
+        Returns:
+            Epochs.
+        """
+        return self.epochs if self.epochs >= 0 else 0 if settled else 15
