@@ -23,15 +23,16 @@ ROOT = Path(__file__).parents[1]
 Row = dict[str, Any]
 
 
-def parse(name: str, description: str) -> argparse.Namespace:
+def parse(name: str, description: str, jobs: Sequence[str] = ()) -> argparse.Namespace:
     """Read the options that every benchmark has.
 
     Args:
         name: of the benchmark.
         description: for --help.
+        jobs: names of parts that can be asked for.
 
     Returns:
-        quick, data_dir, out and only; a quick run writes beside the results that are kept, never over them.
+        quick, data_dir, out, only and jobs; a quick run writes beside the results that are kept, never over them.
     """
     parser = argparse.ArgumentParser(prog=f"python -m benchmarks.{name}", description=description)
     parser.add_argument("--quick", action="store_true", help="a reduced run of the same code in under 10 minutes")
@@ -40,7 +41,11 @@ def parse(name: str, description: str) -> argparse.Namespace:
     parser.add_argument(
         "--only", nargs="*", default=[], type=_condition, metavar="NAME=VALUE[,VALUE]", help="cells to measure now"
     )
+    if jobs:
+        parser.add_argument("jobs", nargs="*", metavar="JOB", help=f"parts to measure: {', '.join(jobs)}")
     options = parser.parse_args()
+    if unknown := [job for job in getattr(options, "jobs", []) if job not in jobs]:
+        parser.error(f"unknown job {unknown[0]}; allowed: {', '.join(jobs)}")
     if options.out is None:
         folder = ROOT / "runs" / "quick" if options.quick else ROOT / "benchmarks" / "results"
         options.out = folder / f"{name}.json"

@@ -169,7 +169,7 @@ def test_without_a_target_the_shallowest_depth_near_the_best_is_kept():
     result = expand(network(), DATA.train, DATA.valid, config=config, training=FAST)
     assert result.reached
     last = max(index for index, record in enumerate(result.records) if record.phase == "cooldown")
-    expected = 1 - 0.9 * (1 - max(result.records[last].scores)) - 0.002
+    expected = 1 - config.gain * (1 - max(result.records[last].scores)) - 0.002
     assert result.target_accuracy == pytest.approx(min(expected, result.valid_score))
     assert result.records[-1].phase == "settle"
     assert result.depth == result.records[-1].depth

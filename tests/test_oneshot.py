@@ -205,11 +205,12 @@ def test_a_curve_is_that_of_one_epoch():
     assert [(r.depth, r.epoch, r.valid_score) for r in curve_of(records)] == [(1, 3, 0.9), (2, 3, 0.7)]
 
 
-def test_the_curve_of_an_expansion_has_the_best_epoch_of_each_depth():
+def test_the_curve_of_an_expansion_has_every_depth_as_it_was_kept():
     result = expand(network(), DATA.train, DATA.valid, config=UNREACHABLE, training=TRAINING)
     curve = curve_of(result.records)
-    assert [r.depth for r in curve] == [1, 2, 4, 8, 9]
-    assert all(r.valid_score == max(o.valid_score for o in result.records if o.depth == r.depth) for r in curve)
+    assert [r.depth for r in curve] == list(range(1, 10))
+    last = [record for record in result.records if record.stop is not None]
+    assert all(r.valid_score == max(o.scores[r.depth - 1] for o in last if o.depth >= r.depth) for r in curve)
 
 
 score_lists = st.lists(st.integers(0, 100).map(lambda n: n / 100), min_size=1, max_size=9)

@@ -185,7 +185,7 @@ def test_without_a_target_growth_ends_at_the_knee_and_the_shallowest_near_the_be
     settled = [*flat, ended("settle", 3, BUDGET, 950)]  # less than was expected of it
     assert next_step(settled, range(1, 65), auto) is None
     result = expand_result(settled, range(1, 65), auto)
-    assert (result.depth, result.reached, result.target_accuracy) == (3, True, 0.95)
+    assert (result.depth, result.reached, result.valid_score, result.target_accuracy) == (3, True, 0.951, 0.951)
     better = [*flat, ended("settle", 3, REACHED, 958)]
     result = expand_result(better, range(1, 65), auto)
     assert (result.depth, result.target_accuracy) == (3, pytest.approx(1 - 0.9 * 0.048 - 0.002))

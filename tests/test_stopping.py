@@ -169,7 +169,7 @@ def test_targets_that_are_no_fractions_are_refused(target):
 
 
 @pytest.mark.parametrize(
-    ("steps", "grow", "cool", "settle"), [(211, 4, 10, 20), (80, 7, 10, 20), (40, 13, 20, 40), (5, 20, 30, 60)]
+    ("steps", "grow", "cool", "settle"), [(211, 4, 10, 15), (80, 7, 10, 15), (40, 13, 20, 30), (5, 20, 30, 45)]
 )
 def test_small_datasets_get_more_epochs(steps, grow, cool, settle):
     config = ExpandConfig()
@@ -221,7 +221,7 @@ def test_an_automatic_target_is_what_the_best_annealed_depth_would_reach_alone()
     assert settle_target(found, (1, 2, 4), without) == without  # it still grows
     # A depth that falls short of it is taken all the same.
     short = dataclasses.replace(records([890, 905, 900])[1], phase="settle", depth=2, stop=StopReason.EPOCH_BUDGET)
-    assert settle_target([*found, *cooled, short], (1, 2), AUTO).target_accuracy == pytest.approx(0.905)
+    assert settle_target([*found, *cooled, short], (1, 2), AUTO).target_accuracy == pytest.approx(0.91)
 
 
 def test_while_the_target_is_not_known_only_convergence_counts():

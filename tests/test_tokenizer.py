@@ -199,7 +199,9 @@ def test_a_run_starts_from_an_encoder_and_its_tokenizer(encoder, texts, odn, qui
     run = tmp_path / "run"
     code, _, err = odn("run", texts, "--backbone", path, "--pretrained", *quick, "--run", run)
     assert code in (0, 3), err
-    assert all(line.startswith(("odn: ", "grow ", "fine-tune ")) for line in err.splitlines() if line), err
+    assert all(
+        line.startswith(("odn: ", "grow ", "cool down ", "settle ", "fine-tune ")) for line in err.splitlines() if line
+    ), err
     start = json.loads((run / "start.json").read_text())
     assert (start["blocks"], len(start["probes"])) == (2, 2)
     spec = json.loads((run / "data.json").read_text())["preprocessing"]

@@ -128,7 +128,14 @@ def next_step(
 
 
 def trunk_of(records: Sequence[EpochRecord]) -> int:
-    """Return the depth of the newest network in which all depths were trained together."""
+    """Say how deep the newest network is in which all depths were trained together.
+
+    Args:
+        records: of the expansion, oldest first, one or more.
+
+    Returns:
+        Its blocks.
+    """
     return next(record.depth for record in reversed(records) if record.phase != "settle")
 
 
@@ -238,7 +245,14 @@ def kept_by_depth(records: Sequence[EpochRecord]) -> dict[int, tuple[EpochRecord
 
 
 def best_by_depth(records: Sequence[EpochRecord]) -> list[EpochRecord]:
-    """Return the records of ``kept_by_depth``, by ascending depth."""
+    """Find how every depth of an expansion does with the weights kept for it.
+
+    Args:
+        records: of the expansion, oldest first.
+
+    Returns:
+        A record per depth, ascending.
+    """
     return [record for record, _ in kept_by_depth(records).values()]
 
 

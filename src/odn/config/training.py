@@ -108,8 +108,8 @@ class ExpandConfig:
     min_improvement: float = 0.0005
     reach: float = 1.6
     cooldown_epochs: int = 10
-    gain: float = 0.9
-    settle_epochs: int = 20
+    gain: float = 0.87
+    settle_epochs: int = 15
     probe_images: int = 20_000
     reach_probe: float = 2.0
 
@@ -123,7 +123,7 @@ class ExpandConfig:
             require(value >= 1, f"expand.{name} is {value}; allowed: 1 or more")
         require(self.probe_images >= 0, f"expand.probe_images is {self.probe_images}; allowed: 0 or more")
         require(self.reach_probe >= 1, f"expand.reach_probe is {self.reach_probe}; allowed: 1 or more")
-        require(0 < self.gain <= 1, f"expand.gain is {self.gain}; allowed: above 0 and at most 1, e.g. 0.9")
+        require(0 < self.gain <= 1, f"expand.gain is {self.gain}; allowed: above 0 and at most 1, e.g. 0.87")
         require(self.reach >= 1, f"expand.reach is {self.reach}; allowed: 1 or more")
         require(
             0 <= self.confidence < 1,
