@@ -169,7 +169,7 @@ def test_targets_that_are_no_fractions_are_refused(target):
 
 
 @pytest.mark.parametrize(
-    ("steps", "grow", "cool", "settle"), [(211, 4, 10, 15), (80, 7, 10, 15), (40, 13, 20, 30), (5, 20, 30, 45)]
+    ("steps", "grow", "cool", "settle"), [(211, 4, 10, 20), (80, 7, 10, 20), (40, 13, 20, 40), (5, 20, 30, 60)]
 )
 def test_small_datasets_get_more_epochs(steps, grow, cool, settle):
     config = ExpandConfig()

@@ -109,7 +109,7 @@ class ExpandConfig:
     reach: float = 1.6
     cooldown_epochs: int = 10
     gain: float = 0.87
-    settle_epochs: int = 15
+    settle_epochs: int = 20
     probe_images: int = 20_000
     reach_probe: float = 2.0
 
