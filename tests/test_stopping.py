@@ -188,21 +188,21 @@ DOUBLED = (1, 2, 4, 8, 16)
 
 def test_growth_is_over_when_two_networks_in_a_row_gained_less_than_a_standard_error():
     rising = grown((850,), (850, 900), (850, 900, 900, 901))
-    assert not growth_is_over(rising, DOUBLED, AUTO)
+    assert not growth_is_over(rising, DOUBLED)
     flat = [*rising, *grown((850, 900, 900, 901, 0, 0, 0, 905))]
-    assert growth_is_over(flat, DOUBLED, AUTO)
+    assert growth_is_over(flat, DOUBLED)
     # A gain of more than a standard error (0.0095 at 0.9 of 1000) starts the count anew.
-    assert not growth_is_over([*rising, *grown((0, 0, 0, 0, 0, 0, 0, 912))], DOUBLED, AUTO)
-    assert growth_is_over(rising, (1, 2, 4), AUTO)
-    assert not growth_is_over(together((900,)), (1,), AUTO)
+    assert not growth_is_over([*rising, *grown((0, 0, 0, 0, 0, 0, 0, 912))], DOUBLED)
+    assert growth_is_over(rising, (1, 2, 4))
+    assert not growth_is_over(together((900,)), (1,))
 
 
 def test_networks_that_have_learnt_nothing_make_no_knee():
     flat = grown((500,), (500, 500), (500, 500, 500, 501))
-    assert growth_is_over(flat, DOUBLED, AUTO)
+    assert growth_is_over(flat, DOUBLED)
     stuck = [dataclasses.replace(record, trivial_score=0.5) for record in flat]
-    assert not growth_is_over(stuck, DOUBLED, AUTO)
-    assert growth_is_over(stuck, (1, 2, 4), AUTO)  # nothing deeper is planned
+    assert not growth_is_over(stuck, DOUBLED)
+    assert growth_is_over(stuck, (1, 2, 4))  # nothing deeper is planned
 
 
 def test_an_automatic_target_is_what_the_best_annealed_depth_would_reach_alone():

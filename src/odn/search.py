@@ -112,7 +112,7 @@ def next_step(
     deeper = next_trunk(depths, trunk)
     grow = Step(phase="expand", depth=deeper) if deeper is not None else None
     if last.phase == "expand":
-        over = near(last, depths, config) if config.target_accuracy else growth_is_over(records, depths, config)
+        over = near(last, depths, config) if config.target_accuracy else growth_is_over(records, depths)
         if not over and grow is not None:
             return grow
         if config.cooldown_epochs:

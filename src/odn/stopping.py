@@ -180,7 +180,7 @@ def has_begun(records: Sequence[EpochRecord]) -> bool:
     return low > best.trivial_score
 
 
-def growth_is_over(records: Sequence[EpochRecord], depths: Sequence[int], config: ExpandConfig) -> bool:
+def growth_is_over(records: Sequence[EpochRecord], depths: Sequence[int]) -> bool:
     """Tell whether growing has shown what the data give, for an automatic target.
 
     It has when the last two networks each gained less than one standard error over the best before them, which had
@@ -189,7 +189,6 @@ def growth_is_over(records: Sequence[EpochRecord], depths: Sequence[int], config
     Args:
         records: of the expansion, oldest first.
         depths: the plan, ascending.
-        config: unused but for the plan's sake.
 
     Returns:
         Whether it is over.
@@ -226,7 +225,7 @@ def settle_target(records: Sequence[EpochRecord], depths: Sequence[int], config:
     joint = [record for record in records if record.phase in ("expand", "cooldown")]
     if config.target_accuracy or not joint or joint[-1].stop is None:
         return config
-    known = joint[-1].phase == "cooldown" or (not config.cooldown_epochs and growth_is_over(records, depths, config))
+    known = joint[-1].phase == "cooldown" or (not config.cooldown_epochs and growth_is_over(records, depths))
     if not known:
         return config
     best = max(one.valid_score for one in scores_by_depth(joint[-1], depths).values())
