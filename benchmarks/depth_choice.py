@@ -29,6 +29,7 @@ from odn.extraction import finetune_epochs
 from odn.measure import macs_by_depth, macs_together, train_macs
 from odn.network import build_network
 from odn.records import EpochRecord
+from odn.search import is_settled
 
 Result = TypeVar("Result")
 SPLIT_SEED = 0  # subset and split stay the same: the depth that is right is the one for these data
@@ -237,7 +238,7 @@ def search(data: Data, backbone: str, depths: tuple[int, ...], target: float, se
     config = odn.ExpandConfig(target_accuracy=target, depths=depths)
     grown, chosen = finished(expand_epochs(network, data.train, data.valid, config=config, seed=seed))
     small = odn.extract(network, chosen.depth)
-    settled = any(record.phase == "settle" and record.depth == chosen.depth for record in grown)
+    settled = is_settled(grown, chosen.depth)
     finetune = odn.FinetuneConfig(epochs=odn.FinetuneConfig().epochs_for(settled=settled))
     tuned, result = finished(finetune_epochs(small, data.train, data.valid, config=finetune, seed=seed))
     seconds = _clock() - begin

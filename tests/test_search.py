@@ -11,6 +11,7 @@ from odn.search import (
     MOST_SETTLED,
     Step,
     expand_result,
+    is_settled,
     kept_by_depth,
     next_step,
     next_trunk,
@@ -207,9 +208,18 @@ def test_of_every_depth_the_best_weights_that_were_kept_are_named():
         ended("settle", 3, BUDGET, 950),
     ]
     kept = kept_by_depth(history)
-    assert {depth: (record.valid_score, name) for depth, (record, name) in kept.items()} == {
-        1: (0.91, "trunk_002"), 2: (0.93, "trunk_004"), 3: (0.96, "depth_003"), 4: (0.945, "trunk_004"),
+    assert {depth: (own.valid_score, source.phase, source.depth) for depth, (own, source) in kept.items()} == {
+        1: (0.91, "expand", 2), 2: (0.93, "expand", 4), 3: (0.96, "settle", 3), 4: (0.945, "expand", 4),
     }  # fmt: skip
+
+
+def test_a_depth_is_settled_where_the_weights_kept_for_it_were_trained_alone():
+    joint = ended("cooldown", 2, scores=(910, 950))
+    assert not is_settled([joint], 1)
+    assert is_settled([joint, ended("settle", 1, REACHED, 910)], 1)
+    assert not is_settled([joint, ended("settle", 1, BUDGET, 909)], 1)
+    assert not is_settled([joint, ended("settle", 1, REACHED, 960)], 2)
+    assert not is_settled([joint], 3)
 
 
 def test_a_plan_beyond_the_backbone_is_refused():

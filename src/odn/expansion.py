@@ -125,7 +125,8 @@ def expand_epochs(
                 record = dataclasses.replace(record, valid_score=record.scores[-1], valid_error=record.errors[-1])
             record = dataclasses.replace(record, stop=decide([*records, record], settled, depths))
             # Of one depth the best weights are kept, of several together the last: those that are compared.
-            if record.stop is not None if record.scores else record.valid_score > best:
+            better = record.valid_score > best if step.phase == "settle" else record.stop is not None
+            if better:
                 best = record.valid_score
                 checkpoints.keep(kept_name(step.phase, step.depth), stage.averaged)
             checkpoints.commit(record, stage)
@@ -133,19 +134,18 @@ def expand_epochs(
             if record.stop is not None:
                 break
     result = expand_result(records, depths, config)
-    kept, name = kept_by_depth(records)[result.depth]
-    if not has_begun([kept]):
+    own, kept = kept_by_depth(records)[result.depth]
+    if not has_begun([own]):
         _log.warning(
             "depth %d does no better than one answer for every sample would, %.4f; try more data, trained weights "
             "(--pretrained) or another learning rate",
             result.depth,
-            kept.trivial_score,
+            own.trivial_score,
         )
     if not (stage and stage.sharded):
         network.to(training_device())  # the blocks that were never trained follow the others
-    alone_name = kept_name("settle", result.depth)
-    place = network.prefix(result.depth) if name == alone_name else network.trunk(int(name.removeprefix("trunk_")))
-    checkpoints.take(name, place)
+    place = network.prefix(kept.depth) if kept.phase == "settle" else network.trunk(kept.depth)
+    checkpoints.take(kept_name(kept.phase, kept.depth), place)
     return dataclasses.replace(result, start=start)
 
 

@@ -76,12 +76,13 @@ def render_page(
         charts = (
             f"<h2>Depth, {escape(metric)} and cost</h2>"
             + depth_chart(records, macs_by_depth, figures["target_accuracy"], figures["depth"])
-            + f'<p class="note">Best validation score ({escape(metric)}) of the averaged weights at each depth tried, '
+            + f'<p class="note">Validation score ({escape(metric)}) of the averaged weights kept for each depth, '
             "before fine-tuning, with its 95 % interval; the bars are the MACs of one input.</p>"
-            f"<h2>{'Training' if any(record.scores for record in records) else 'Growth'}</h2>"
+            "<h2>Training</h2>"
             + timeline(records, figures["target_accuracy"])
             + f'<p class="note">Validation score ({escape(metric)}) of the averaged weights after every epoch; where '
-            "all depths are trained at once thin lines are the depths and the thick one their mean.</p>"
+            "depths are trained together thin lines are the depths and the thick one is the deepest, their "
+            "mean where all are trained at once.</p>"
         )
     test = "not measured" if dataset["test"] is None else f"{dataset['test']:,}"
     return _PAGE.substitute(

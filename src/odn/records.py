@@ -32,7 +32,6 @@ class StopReason(StrEnum):
 
     TARGET_REACHED = "target_reached"
     PLATEAU = "plateau"
-    HOPELESS = "hopeless"
     EPOCH_BUDGET = "epoch_budget"
     NON_FINITE = "non_finite"
 

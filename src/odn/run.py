@@ -21,6 +21,7 @@ from odn.records import read_history
 from odn.reporting import Report, report
 from odn.rundata import read_data_spec, reload_data
 from odn.rundir import clear_after, held, keep, newest_network, planned_depths, write_config
+from odn.search import is_settled
 from odn.starting import read_start
 from odn.storage import load_network, save_network
 from odn.trained import load_depth, outcome_of
@@ -112,7 +113,7 @@ def finetune_run(
     small.pretrained = min(small.depth, start.blocks) if start else 0
     data = data or reload_data(config, path)
     history = first_only(read_history)(path / "history.jsonl")
-    settled = any(record.phase == "settle" and record.depth == small.depth for record in history)
+    settled = is_settled(history, small.depth)
     finetune = dataclasses.replace(config.finetune, epochs=config.finetune.epochs_for(settled=settled))
     reuse_freed_memory()
     with held(path):

@@ -184,11 +184,11 @@ def _candidate(records: Sequence[EpochRecord], depths: Sequence[int], config: Ex
     low = max((depth for depth in tried if depth not in held), default=0)
     high = min(held, default=depths[-1] + 1)
     open_ = [depth for depth in joint if low < depth < high]
-    hopeful = [depth for depth in open_ if gain * joint[depth] <= allowed]
-    if len(tried) >= MOST_SETTLED or hopeful:
-        return hopeful[0] if len(tried) < MOST_SETTLED else None
-    if tried or next_trunk(depths, max(joint)) is not None:
+    if len(tried) >= MOST_SETTLED:
         return None
+    hopeful = next((depth for depth in open_ if gain * joint[depth] <= allowed), None)
+    if hopeful is not None or tried or next_trunk(depths, max(joint)) is not None:
+        return hopeful
     # Nothing deeper can be had: the one that does best is trained to its end before it is given up.
     return min(open_, key=lambda depth: joint[depth])
 
@@ -219,7 +219,7 @@ def expand_result(records: Sequence[EpochRecord], depths: Sequence[int], config:
     )
 
 
-def kept_by_depth(records: Sequence[EpochRecord]) -> dict[int, tuple[EpochRecord, str]]:
+def kept_by_depth(records: Sequence[EpochRecord]) -> dict[int, tuple[EpochRecord, EpochRecord]]:
     """Find for every depth of an expansion the best of the weights that were kept for it.
 
     Kept are those of the last epoch of every network that was grown, and the best ones of every depth that was trained
@@ -229,18 +229,20 @@ def kept_by_depth(records: Sequence[EpochRecord]) -> dict[int, tuple[EpochRecord
         records: of the expansion, oldest first.
 
     Returns:
-        By ascending depth its record, and the name under which the weights are kept.
+        By ascending depth its own record, and the one whose weights are kept: the same where it was trained on its own,
+        otherwise that of the network it is part of.
     """
     kept: dict[str, EpochRecord] = {}
     for record in records:
         name = kept_name(record.phase, record.depth)
         if record.phase != "settle" or name not in kept or record.valid_score > kept[name].valid_score:
             kept[name] = record
-    best: dict[int, tuple[EpochRecord, str]] = {}
-    for name, record in kept.items():
+    best: dict[int, tuple[EpochRecord, EpochRecord]] = {}
+    for record in kept.values():
         for one in record.by_depth():
-            if one.depth not in best or one.valid_score > best[one.depth][0].valid_score:
-                best[one.depth] = one, name
+            # Of equals the later one: it was trained for longer, or on its own.
+            if one.depth not in best or one.valid_score >= best[one.depth][0].valid_score:
+                best[one.depth] = one, record
     return dict(sorted(best.items()))
 
 
@@ -254,6 +256,20 @@ def best_by_depth(records: Sequence[EpochRecord]) -> list[EpochRecord]:
         A record per depth, ascending.
     """
     return [record for record, _ in kept_by_depth(records).values()]
+
+
+def is_settled(records: Sequence[EpochRecord], depth: int) -> bool:
+    """Tell whether the weights kept for a depth were trained on its own, so that no fine-tuning is due.
+
+    Args:
+        records: of a run, oldest first.
+        depth: number of blocks.
+
+    Returns:
+        True where they were.
+    """
+    kept = kept_by_depth([record for record in records if record.verb == "expand"])
+    return depth in kept and kept[depth][1].phase == "settle"
 
 
 def kept_name(phase: Phase, depth: int) -> str:

@@ -52,8 +52,7 @@ class AllDepthsLoss:
         """Run a network on a batch of inputs, and return its mean loss."""
         depths = self.draw()
         config = self.config
-        other = config.other_share
-        other *= min(1.0, _MOST_HEARD / max(len(depths) - 1, 1))
+        other = config.other_share * min(1.0, _MOST_HEARD / max(len(depths) - 1, 1))
         *shallow, deep = model(x, dict.fromkeys(depths[:-1], other) | {depths[-1]: config.deep_share})
         wanted = deep.detach()
         loss = best = self._on_labels(deep, targets)

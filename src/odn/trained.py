@@ -79,10 +79,9 @@ def load_depth(path: Path, depth: int) -> Prefix:
         raise UsageError(f"depth {depth} was not trained; allowed: {', '.join(map(str, tried)) or 'none yet'}")
     if together(records):
         return extract(load_partitioned(path / "checkpoints" / KEPT), depth)
-    _, name = kept_by_depth([record for record in records if record.verb == "expand"])[depth]
-    if name == kept_name("settle", depth):
-        return load_network(path / "checkpoints" / name)
-    return extract(load_partitioned(path / "checkpoints" / name), depth)
+    _, kept = kept_by_depth([record for record in records if record.verb == "expand"])[depth]
+    place = path / "checkpoints" / kept_name(kept.phase, kept.depth)
+    return load_network(place) if kept.phase == "settle" else extract(load_partitioned(place), depth)
 
 
 def together(records: list[EpochRecord]) -> bool:

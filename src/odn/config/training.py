@@ -16,7 +16,7 @@ class TrainConfig:
     Attributes:
         optimizer: ``sgd`` (Nesterov momentum 0.9), ``adamw``, or ``auto``: sgd for images, adamw for texts.
         learning_rate: peak learning rate; 0 takes the optimizer's default: for a batch of 128 images 0.1 (sgd) or
-            0.002 (adamw), scaled with the batch size linearly above that (sgd) or by its square root (adamw).
+            0.002 (adamw), scaled with the batch size by its square root (adamw), above that linearly (sgd).
         pretrained_rate: peak learning rate of weights that came trained; 0 takes that of fresh ones, at most 0.05 (sgd)
             or 0.0005 (adamw).
         weight_decay: on weights of two or more dimensions; biases and norms are never decayed. Negative
@@ -76,7 +76,7 @@ class ExpandConfig:
 
     Attributes:
         target_accuracy: validation accuracy to reach, a fraction above 0 and at most 1; 0 finds it automatically: the
-            best accuracy that growing reaches before two more depths gain nothing, less ``within``.
+            what the best depth is expected to reach on its own once growing gains nothing more, less ``within``.
         within: how far below the best accuracy the shallowest network may stay with an automatic target.
         depths: the depths that may be chosen, ascending; empty means every depth from 1 to the full one.
         epochs_per_depth: hard cap on the epochs at a constant learning rate at one depth. 0 means 4, or as many as 500
