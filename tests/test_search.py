@@ -43,7 +43,7 @@ def test_a_phase_goes_on_until_it_is_stopped():
     for phase in ("expand", "cooldown"):
         assert next_step([ended(phase, 2, None)], (1, 2, 4), TARGET) == Step(phase=phase, depth=2)
     alone = [ended("cooldown", 4), ended("settle", 2, None)]
-    assert next_step(alone, (1, 2, 4), TARGET) == Step(phase="settle", depth=2, source=4)
+    assert next_step(alone, range(1, 17), TARGET) == Step(phase="settle", depth=2, source=4)
 
 
 def test_only_a_network_near_the_target_or_the_deepest_is_annealed():
@@ -83,8 +83,8 @@ def test_growing_ends_with_the_deepest_and_takes_logarithmic_steps(depths):
 def test_the_shallowest_depth_of_which_enough_is_expected_is_trained_on_its_own():
     # Alone a depth makes 0.9 times the errors: 0.0555 is expected to become 0.05.
     joint = ended("cooldown", 4, scores=(900, 940, 945, 950))
-    assert next_step([joint], (1, 2, 3, 4), TARGET) == Step(phase="settle", depth=3, source=4)
-    assert next_step([joint], (1, 2, 4), TARGET) == Step(phase="settle", depth=4, source=4)
+    assert next_step([joint], range(1, 17), TARGET) == Step(phase="settle", depth=3, source=4)
+    assert next_step([joint], (1, 2, 4, 8, 16), TARGET) == Step(phase="settle", depth=4, source=4)
     assert next_step([joint], (1, 2, 3, 4, 5, 6, 7, 8), dataclasses.replace(TARGET, gain=1.0)) == Step(
         phase="settle", depth=4, source=4
     )
@@ -93,18 +93,37 @@ def test_the_shallowest_depth_of_which_enough_is_expected_is_trained_on_its_own(
 
 
 def test_what_one_depth_gained_alone_is_expected_of_the_others():
+    plan = range(1, 17)
     joint = ended("cooldown", 4, scores=(900, 930, 940, 946))
-    assert next_step([joint], range(1, 5), TARGET) == Step(phase="settle", depth=4, source=4)
+    assert next_step([joint], plan, TARGET) == Step(phase="settle", depth=4, source=4)
     well = [joint, ended("settle", 4, REACHED, 962)]  # 0.7 times the errors: depth 2 comes to 0.049
-    assert next_step(well, range(1, 5), TARGET) == Step(phase="settle", depth=2, source=4)
+    assert next_step(well, plan, TARGET) == Step(phase="settle", depth=2, source=4)
     both = [*well, ended("settle", 2, REACHED, 951)]
-    assert next_step(both, range(1, 5), TARGET) is None
-    assert expand_result(both, range(1, 5), TARGET).depth == 2
+    assert next_step(both, plan, TARGET) is None
+    assert expand_result(both, plan, TARGET).depth == 2
     badly = [*well, ended("settle", 2, BUDGET, 948)]  # 0.74 times: depth 3 comes to 0.0446
-    assert next_step(badly, range(1, 5), TARGET) == Step(phase="settle", depth=3, source=4)
+    assert next_step(badly, plan, TARGET) == Step(phase="settle", depth=3, source=4)
     little = [joint, ended("settle", 4, REACHED, 951)]
-    assert next_step(little, range(1, 5), TARGET) is None
-    assert expand_result(little, range(1, 5), TARGET).depth == 4
+    assert next_step(little, plan, TARGET) is None
+    assert expand_result(little, plan, TARGET).depth == 4
+
+
+def test_the_first_depth_taken_from_the_deepest_network_is_trained_for_longer_and_nothing_shallower_is_tried():
+    # Then 0.94 times the errors are left: of 0.059 at depth 2, of which 0.9 alone would be too many, 0.0499.
+    joint = ended("cooldown", 4, scores=(900, 941, 945, 946))
+    longer = Step(phase="settle", depth=2, source=4, longer=True)
+    assert next_step([joint], range(1, 5), TARGET) == longer
+    assert next_step([joint, ended("settle", 2, None)], range(1, 5), TARGET) == longer
+    assert next_step([joint], range(1, 17), TARGET) == Step(phase="settle", depth=3, source=4)
+    short = [joint, ended("settle", 2, BUDGET, 949)]
+    again = Step(phase="settle", depth=3, source=4)
+    assert next_step(short, range(1, 5), TARGET) == again
+    assert next_step([*short, ended("settle", 3, None)], range(1, 5), TARGET) == again
+    deep = ended("cooldown", 4, scores=(900, 930, 935, 946))
+    well = [deep, ended("settle", 4, REACHED, 970)]  # depth 2 would come to 0.039
+    assert next_step([deep], range(1, 5), TARGET) == dataclasses.replace(longer, depth=4)
+    assert next_step(well, range(1, 5), TARGET) is None
+    assert next_step(well, range(1, 17), TARGET) == Step(phase="settle", depth=2, source=4)
 
 
 def test_a_depth_that_fell_short_is_followed_by_a_deeper_one_or_by_growth():
@@ -120,7 +139,7 @@ def test_a_depth_that_fell_short_is_followed_by_a_deeper_one_or_by_growth():
 
 def test_the_deepest_network_is_not_given_up_before_its_best_depth_was_trained_alone():
     joint = ended("cooldown", 4, scores=(700, 800, 900, 890))
-    assert next_step([joint], range(1, 5), TARGET) == Step(phase="settle", depth=3, source=4)
+    assert next_step([joint], range(1, 5), TARGET) == Step(phase="settle", depth=3, source=4, longer=True)
     missed = [joint, ended("settle", 3, BUDGET, 910)]
     assert next_step(missed, range(1, 5), TARGET) is None
     assert not expand_result(missed, range(1, 5), TARGET).reached

@@ -20,10 +20,10 @@ from odn.probing import probe
 from odn.processes import training_device
 from odn.records import EpochRecord, Phase
 from odn.schedules import Schedule, anneal, constant_after_warmup, cool_down
-from odn.search import ExpandResult, Step, expand_result, kept_by_depth, kept_name, next_step, plan_depths, trunk_of
+from odn.search import ExpandResult, Step, expand_result, kept_by_depth, kept_name, next_step, plan_depths
 from odn.stage import Stage
 from odn.starting import Start, first_depth
-from odn.stopping import cap_of, decide, has_begun, settle_target
+from odn.stopping import cap_of, decide, has_begun, settle_target, trunk_of
 from odn.supervision import AllDepthsLoss
 
 _log = logging.getLogger("odn")
@@ -110,7 +110,7 @@ def expand_epochs(
         position = checkpoints.position
         alone = [record.valid_score for record in records if (record.phase, record.depth) == ("settle", step.depth)]
         best = max(alone, default=-math.inf)
-        cap = cap_of(step.phase, config, stage.steps_per_epoch)
+        cap = cap_of(step.phase, config, stage.steps_per_epoch, longer=step.longer)
         for record in durable_epochs(
             stage,
             train,

@@ -175,7 +175,7 @@ def _longest_search(workload: Workload, max_depth: int, steps: int) -> Iterator[
         tries = MOST_SETTLED if trunk == depths[-1] else 1
         below = [depth for depth in depths if depth <= trunk]
         for depth in below[-tries:]:
-            yield depth, cap_of("settle", config, steps)
+            yield depth, cap_of("settle", config, steps, longer=depth == depths[-1])
         trunk = next_trunk(depths, trunk)
     if not config.settle_epochs:
         yield depths[-1], FinetuneConfig().epochs_for()

@@ -12,7 +12,7 @@ from odn.config import ExpandConfig
 from odn.errors import UsageError
 from odn.records import EpochRecord, Phase, StopReason
 from odn.starting import Start
-from odn.stopping import growth_is_over, met_depths, near, settle_target
+from odn.stopping import expected_gain, growth_is_over, met_depths, near, settle_target, trunk_of
 
 MOST_SETTLED = 3  # depths of one network that are trained on their own
 
@@ -47,11 +47,13 @@ class Step:
         phase: of training.
         depth: blocks in training.
         source: for a depth that is trained on its own, how deep the network was whose kept weights it starts from.
+        longer: whether it takes longer than others do, because nothing deeper is left to be tried.
     """
 
     phase: Phase
     depth: int
     source: int | None = None
+    longer: bool = False
 
 
 def plan_depths(config: ExpandConfig, max_depth: int) -> list[int]:
@@ -108,7 +110,7 @@ def next_step(
     last = records[-1]
     trunk = trunk_of(records)
     if last.stop is None:
-        return Step(phase=last.phase, depth=last.depth, source=trunk if last.phase == "settle" else None)
+        return _settle(records, depths, last.depth) if last.phase == "settle" else Step(phase=last.phase, depth=trunk)
     deeper = next_trunk(depths, trunk)
     grow = Step(phase="expand", depth=deeper) if deeper is not None else None
     if last.phase == "expand":
@@ -123,20 +125,15 @@ def next_step(
     settled = settle_target(records, depths, config)
     chosen = _candidate(records, depths, settled)
     if chosen is not None and config.settle_epochs:
-        return Step(phase="settle", depth=chosen, source=trunk)
+        return _settle(records, depths, chosen)
     return None if automatic or holding_depths(records, depths, settled) else grow
 
 
-def trunk_of(records: Sequence[EpochRecord]) -> int:
-    """Say how deep the newest network is in which all depths were trained together.
-
-    Args:
-        records: of the expansion, oldest first, one or more.
-
-    Returns:
-        Its blocks.
-    """
-    return next(record.depth for record in reversed(records) if record.phase != "settle")
+def _settle(records: Sequence[EpochRecord], depths: Sequence[int], depth: int) -> Step:
+    # Where no deeper network is left, what is still missing has to come from longer training.
+    trunk = trunk_of(records)
+    first = set(_settled(records)) <= {depth}
+    return Step(phase="settle", depth=depth, source=trunk, longer=first and trunk == depths[-1])
 
 
 def _joint(records: Sequence[EpochRecord]) -> EpochRecord:
@@ -179,15 +176,16 @@ def _candidate(records: Sequence[EpochRecord], depths: Sequence[int], config: Ex
     tried = _settled(records)
     held = {depth for depth in tried if depth in holding_depths(records, depths, config)}
     ratios = [(1 - record.valid_score) / joint[depth] for depth, record in tried.items() if joint[depth] > 0]
-    gain = min(ratios[0], 1.0) if ratios else config.gain
+    gain = min(ratios[0], 1.0) if ratios else expected_gain(records, depths, config)
     allowed = 1 - config.target_accuracy
     low = max((depth for depth in tried if depth not in held), default=0)
     high = min(held, default=depths[-1] + 1)
     open_ = [depth for depth in joint if low < depth < high]
-    if len(tried) >= MOST_SETTLED:
-        return None
+    deepest = trunk_of(records) == depths[-1]
+    if len(tried) >= MOST_SETTLED or (held and deepest):
+        return None  # a shallower one would cost as much again as the one that was trained for longer
     hopeful = next((depth for depth in open_ if gain * joint[depth] <= allowed), None)
-    if hopeful is not None or tried or next_trunk(depths, max(joint)) is not None:
+    if hopeful is not None or tried or not deepest:
         return hopeful
     # Nothing deeper can be had: the one that does best is trained to its end before it is given up.
     return min(open_, key=lambda depth: joint[depth])

@@ -10,6 +10,9 @@ from odn.config import ExpandConfig
 from odn.records import EpochRecord, Phase, StopReason
 from odn.tasks import Metric
 
+LONGER = 1.35  # times the epochs of settling, of the first depth taken from the deepest network
+_LONGER_GAIN = 0.94  # times the errors that are left then
+
 
 def wilson_interval(correct: int, count: int, confidence: float = 0.95) -> tuple[float, float]:
     """Return the two-sided Wilson score interval of an accuracy.
@@ -144,13 +147,26 @@ def near(record: EpochRecord, depths: Sequence[int], config: ExpandConfig) -> bo
     return 1 - best <= config.reach * (1 - config.target_accuracy)
 
 
-def cap_of(phase: Phase, config: ExpandConfig, steps_per_epoch: int) -> int:
+def trunk_of(records: Sequence[EpochRecord]) -> int:
+    """Say how deep the newest network is in which all depths were trained together.
+
+    Args:
+        records: of the expansion, oldest first, one or more.
+
+    Returns:
+        Its blocks.
+    """
+    return next(record.depth for record in reversed(records) if record.phase != "settle")
+
+
+def cap_of(phase: Phase, config: ExpandConfig, steps_per_epoch: int, *, longer: bool = False) -> int:
     """Return the most epochs that a phase of expansion may take at one depth.
 
     Args:
         phase: ``expand``, ``cooldown`` or ``settle``.
         config: the caps.
         steps_per_epoch: of the optimizer; small datasets need more epochs for as many steps.
+        longer: of settling, whether it takes ``LONGER`` times as long.
 
     Returns:
         Number of epochs; of growing, where it has no cap of its own, 4, or as many as 500 steps take, at most 20. Those
@@ -159,7 +175,23 @@ def cap_of(phase: Phase, config: ExpandConfig, steps_per_epoch: int) -> int:
     stretch = min(max(1.0, 80 / steps_per_epoch), 3.0)
     if phase == "expand":
         return config.epochs_per_depth or min(max(4, math.ceil(500 / steps_per_epoch)), 20)
-    return math.ceil((config.cooldown_epochs if phase == "cooldown" else config.settle_epochs) * stretch)
+    if phase == "cooldown":
+        return math.ceil(config.cooldown_epochs * stretch)
+    return math.ceil(config.settle_epochs * stretch * (LONGER if longer else 1.0))
+
+
+def expected_gain(records: Sequence[EpochRecord], depths: Sequence[int], config: ExpandConfig) -> float:
+    """Say how many times the errors that it makes among the others a depth should make on its own.
+
+    Args:
+        records: of the expansion, oldest first, one or more.
+        depths: the plan, ascending.
+        config: its ``gain``.
+
+    Returns:
+        Above 0 and at most 1; less in the deepest network, where training takes ``LONGER`` times as long.
+    """
+    return config.gain * (_LONGER_GAIN if trunk_of(records) == depths[-1] else 1.0)
 
 
 def has_begun(records: Sequence[EpochRecord]) -> bool:
@@ -230,7 +262,7 @@ def settle_target(records: Sequence[EpochRecord], depths: Sequence[int], config:
         return config
     best = max(one.valid_score for one in scores_by_depth(joint[-1], depths).values())
     if config.settle_epochs:
-        best = 1 - config.gain * (1 - best)
+        best = 1 - expected_gain(records, depths, config) * (1 - best)
     target = best - config.within
     last = records[-1]
     if last.phase == "settle" and last.stop is not None:
