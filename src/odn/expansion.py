@@ -8,7 +8,7 @@ percents from one epoch to the next. All depths of the network in training have 
 import dataclasses
 import logging
 import math
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 
 from odn.checkpoint import Checkpoints
 from odn.config import ExpandConfig, OneShotConfig, TrainConfig, check_target
@@ -103,50 +103,82 @@ def expand_epochs(
         stage = _stage(network, position.phase, position.depth, training, train)
         checkpoints.restore(stage)
     while (step := next_step(records, depths, config, first)) is not None:
-        settled = settle_target(records, depths, config)
         if stage is None or position is None or (position.phase, position.depth) != (step.phase, step.depth):
             stage = _stage_for(step, network, training, train, stage, checkpoints)
             checkpoints.save(step.phase, Progress(), stage)
         position = checkpoints.position
-        alone = [record.valid_score for record in records if (record.phase, record.depth) == ("settle", step.depth)]
-        best = max(alone, default=-math.inf)
-        cap = cap_of(step.phase, config, stage.steps_per_epoch, longer=step.longer)
-        for record in durable_epochs(
+        yield from _step_epochs(
+            step,
             stage,
             train,
             valid,
-            phase=step.phase,
-            schedule=_schedule(records, step, cap, training),
-            epochs=cap,
+            depths=depths,
+            config=config,
+            training=training,
             seed=seed,
             checkpoints=checkpoints,
-        ):
-            if record.scores:
-                record = dataclasses.replace(record, valid_score=record.scores[-1], valid_error=record.errors[-1])
-            record = dataclasses.replace(record, stop=decide([*records, record], settled, depths))
-            # Of one depth the best weights are kept, of several together the last: those that are compared.
-            better = record.valid_score > best if step.phase == "settle" else record.stop is not None
-            if better:
-                best = record.valid_score
-                checkpoints.keep(kept_name(step.phase, step.depth), stage.averaged)
-            checkpoints.commit(record, stage)
-            yield record
-            if record.stop is not None:
-                break
+        )
     result = expand_result(records, depths, config)
-    own, kept = kept_by_depth(records)[result.depth]
+    if not (stage and stage.sharded):
+        network.to(training_device())  # the blocks that were never trained follow the others
+    _take_kept(network, result.depth, checkpoints)
+    return dataclasses.replace(result, start=start)
+
+
+def _step_epochs(
+    step: Step,
+    stage: Stage,
+    train: Split,
+    valid: Split,
+    *,
+    depths: Sequence[int],
+    config: ExpandConfig,
+    training: TrainConfig,
+    seed: int,
+    checkpoints: Checkpoints,
+) -> Iterator[EpochRecord]:
+    """Do one step of the search, from where the checkpoints stand to the epoch that ends it."""
+    records = checkpoints.records
+    settled = settle_target(records, depths, config)
+    alone = [record.valid_score for record in records if (record.phase, record.depth) == ("settle", step.depth)]
+    best = max(alone, default=-math.inf)
+    cap = cap_of(step.phase, config, stage.steps_per_epoch, longer=step.longer)
+    for record in durable_epochs(
+        stage,
+        train,
+        valid,
+        phase=step.phase,
+        schedule=_schedule(records, step, cap, training),
+        epochs=cap,
+        seed=seed,
+        checkpoints=checkpoints,
+    ):
+        if record.scores:
+            record = dataclasses.replace(record, valid_score=record.scores[-1], valid_error=record.errors[-1])
+        record = dataclasses.replace(record, stop=decide([*records, record], settled, depths))
+        # Of one depth the best weights are kept, of several together the last: those that are compared.
+        better = record.valid_score > best if step.phase == "settle" else record.stop is not None
+        if better:
+            best = record.valid_score
+            checkpoints.keep(kept_name(step.phase, step.depth), stage.averaged)
+        checkpoints.commit(record, stage)
+        yield record
+        if record.stop is not None:
+            break
+
+
+def _take_kept(network: PartitionedNetwork, depth: int, checkpoints: Checkpoints) -> None:
+    """Put the best weights that were kept for a depth in place, and warn where they have learnt nothing."""
+    own, kept = kept_by_depth(checkpoints.records)[depth]
     if not has_begun([own]):
         _log.warning(
             "depth %d does no better than one answer for every sample would, %.4f; try more data, trained weights "
             "(--pretrained) or another learning rate",
-            result.depth,
+            depth,
             own.trivial_score,
         )
-    if not (stage and stage.sharded):
-        network.to(training_device())  # the blocks that were never trained follow the others
     place = network.prefix(kept.depth) if kept.phase == "settle" else network.trunk(kept.depth)
     checkpoints.take(kept_name(kept.phase, kept.depth), place)
-    return dataclasses.replace(result, start=start)
 
 
 def _started(
