@@ -138,11 +138,21 @@ def test_confirmed_wants_consecutive_evaluations_of_one_phase():
 
 
 def test_near_compares_the_errors_of_the_best_planned_depth():
-    config = ExpandConfig(target_accuracy=0.98, reach=1.5)
+    # 20 errors for 980 correct answers are allowed; 30 for 970 are 1.515 times as many.
+    config = ExpandConfig(target_accuracy=0.98, reach=1.52)
     (record,) = together((900, 970, 960))
     assert near(record, (1, 2, 3), config)
     assert not near(record, (1, 3), config)
-    assert not near(record, (1, 2, 3), dataclasses.replace(config, reach=1.4))
+    assert not near(record, (1, 2, 3), dataclasses.replace(config, reach=1.51))
+    assert near(together((500,))[0], (1,), ExpandConfig(target_accuracy=0.6, reach=1.5))
+    assert not near(together((499,))[0], (1,), ExpandConfig(target_accuracy=0.6, reach=1.5))
+
+
+def test_a_network_that_explains_less_than_a_constant_is_not_near():
+    (record,) = together((0,))
+    worse = dataclasses.replace(record, scores=(-0.5,), metric="r2")
+    assert not near(worse, (1,), ExpandConfig(target_accuracy=0.01, reach=1e9))
+    assert not near(record, (1,), ExpandConfig(target_accuracy=0.01, reach=1e9))
 
 
 def test_non_finite_loss_wins_over_everything():

@@ -141,10 +141,15 @@ def near(record: EpochRecord, depths: Sequence[int], config: ExpandConfig) -> bo
         config: target, and how far from it is near.
 
     Returns:
-        True when the error of its best depth is at most ``config.reach`` times the target's.
+        True when its best depth makes at most ``config.reach`` times as many errors per correct answer as the target
+        allows: what annealing and training alone bring is much the same for easy data as for difficult ones then.
     """
     best = max(one.valid_score for one in scores_by_depth(record, depths).values())
-    return 1 - best <= config.reach * (1 - config.target_accuracy)
+    return _odds(best) <= config.reach * _odds(config.target_accuracy)
+
+
+def _odds(score: float) -> float:
+    return (1 - score) / score if score > 0 else math.inf  # R² may lie below
 
 
 def trunk_of(records: Sequence[EpochRecord]) -> int:

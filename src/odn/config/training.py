@@ -85,8 +85,8 @@ class ExpandConfig:
         confidence: when above 0, the lower Wilson bound at this confidence must reach the target, e.g. 0.95.
         patience: a network has converged when so many epochs in a row brought no improvement.
         min_improvement: gains in validation accuracy below this fraction do not count as improvement.
-        reach: a network is near the target when the validation error of its best depth is at most so many times the
-            target's; others are not annealed before more blocks are attached, but for the deepest.
+        reach: a network is near the target when its best depth makes at most so many times as many errors per correct
+            answer as the target allows; others are not annealed before more blocks are attached, but for the deepest.
         cooldown_epochs: a network near the target is annealed to zero over so many epochs, to see how its depths do;
             0 never does that.
         gain: on its own, a depth is expected to make so many times the errors that it makes among the others, above 0
@@ -106,7 +106,7 @@ class ExpandConfig:
     confidence: float = 0.0
     patience: int = 4
     min_improvement: float = 0.0005
-    reach: float = 1.6
+    reach: float = 2.0
     cooldown_epochs: int = 10
     gain: float = 0.87
     settle_epochs: int = 20
