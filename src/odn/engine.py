@@ -108,7 +108,7 @@ def recalibrate(network: nn.Module, train: Split, count: int, *, seed: int, toge
     batch_size = max(min(_EVALUATION_BATCH, count // part.world), 1)
     count -= count % (batch_size * part.world)  # every batch weighs the same, and every process has as many
     with torch.random.fork_rng():
-        torch.manual_seed(derive_seed(seed, "recalibrate"))
+        _seed(device, derive_seed(seed, "recalibrate"))
         batches = plain_batches(train, batch_size, device, count=count, seed=seed, share=part)
         update_bn((to_channels_last(x) for x, _ in batches), network)
     if part.world > 1:
@@ -116,6 +116,14 @@ def recalibrate(network: nn.Module, train: Split, count: int, *, seed: int, toge
             if statistics is not None:
                 statistics.copy_(total(statistics) / part.world)
     return count
+
+
+def _seed(device: torch.device, seed: int) -> None:
+    if device.type == "cpu":
+        # torch.manual_seed formats a stack for every accelerator that is not in use, 0.07 ms each time.
+        torch.default_generator.manual_seed(seed)
+    else:
+        torch.manual_seed(seed)
 
 
 Result = TypeVar("Result")
@@ -239,7 +247,7 @@ def _train_epoch(
         over, pausing = True, time.perf_counter() + pause
         with torch.random.fork_rng():
             for x_BCHW, labels_B in batches:
-                torch.manual_seed(derive_seed(epoch_seed, "step", done))
+                _seed(stage.device, derive_seed(epoch_seed, "step", done))
                 loss_sum += stage.train_step(x_BCHW, labels_B, schedule) * stage.images_per_step
                 done, samples = done + 1, samples + stage.images_per_step
                 # Looking at the loss makes GPUs and other processes wait, so there it is looked at now and then.

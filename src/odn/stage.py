@@ -111,11 +111,8 @@ class Stage:
                 shard(module, self.share.world)
         self.optimizer = make_optimizer(self.network, config, self.batch_size, fused=not self.sharded)
         self.load_optimizer_state(previous.optimizer_state() if previous else {})
-        self.model: nn.Module
-        if self.sharded:
-            self.model, self._stepper = self.network, self.optimizer
-        else:
-            self.model, self._stepper = accelerator().prepare(self.network, self.optimizer)
+        alone = self.sharded or self.share.world == 1
+        self.model: nn.Module = self.network if alone else accelerator().prepare(self.network)
         if isinstance(self.model, DistributedDataParallel):
             # Statistics of BatchNorm are not needed before they are recomputed; once an epoch all buffers become equal.
             self.model.broadcast_buffers = False
@@ -154,8 +151,8 @@ class Stage:
         loss = self._compute(x_BCHW, labels_B)
         if self.config.max_gradient_norm:
             accelerator().clip_grad_norm_(self.model.parameters(), self.config.max_gradient_norm)
-        self._stepper.step()
-        self._stepper.zero_grad()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
         self.ema.update_parameters(self.network)
         return loss
 
@@ -177,7 +174,7 @@ class Stage:
                     loss = self._loss(self.model, x, labels)
                 # Weighted so that every image of the step counts the same.
                 loss = loss * (self.share.world * len(labels) / self.images_per_step)
-                accelerator().backward(loss)
+                loss.backward()
             loss_sum += loss.detach()
         return loss_sum
 
@@ -189,7 +186,7 @@ class Stage:
         buffers = [buffer.clone() for buffer in self.network.buffers()]
         with torch.random.fork_rng():
             self._compute(x_BCHW, labels_B, alone=True)
-        self._stepper.zero_grad()
+        self.optimizer.zero_grad()
         for buffer, before in zip(self.network.buffers(), buffers, strict=True):
             buffer.copy_(before)
         parts = torch.zeros(self.share.world, dtype=torch.int64, device=self.device)
@@ -210,7 +207,7 @@ class Stage:
                 "out of memory with 2 images at a time; choose a smaller backbone or --image-size"
             ) from error
         self.micro_batches *= 2
-        self._stepper.zero_grad()
+        self.optimizer.zero_grad()
         clear_device_cache(garbage_collection=True)
         _log.warning("out of memory: going on with %d images at a time; batches stay at %d", smaller, batch_size)
 
