@@ -42,7 +42,8 @@ def depth_chart(records: Sequence[EpochRecord], macs_by_depth: Sequence[int], ta
     axis.errorbar(depths, scores, yerr=[below, above], color=_BLUE, marker="o", capsize=3)
     if chosen in best:
         axis.plot([chosen], [best[chosen].valid_score], "o", markersize=13, fillstyle="none", color=_GREEN)
-    _target_line(axis, target, label_at="right")
+    _target_line(axis, target)
+    _target_label(axis, target, at="right")
     axis.set_xticks(list(every)) if len(every) <= 20 else None
     axis.set_xlabel("depth (blocks)")
     return _svg(figure)
@@ -87,13 +88,14 @@ def timeline(records: Sequence[EpochRecord], target: float | None) -> str:
             color=color,
             fontsize=9,
         )
-    _target_line(axis, target, label_at="left")
+    _target_line(axis, target)
     # A few poor epochs may fall out of the picture; the line of the target, with its label, may not.
     lowest = sorted(record.valid_score for record in records)[len(records) // 10]
     lowest = min(lowest, target if target is not None else lowest)
     axis.set_ylim(bottom=max(0.0, lowest - 0.02), top=min(axis.get_ylim()[1], 1.005))
     axis.set_xlim(0.5, len(records) + 0.5)
     axis.set_xlabel("epoch")
+    _target_label(axis, target, at="left")
     return _svg(figure)
 
 
@@ -111,12 +113,19 @@ def _figure(record: EpochRecord) -> tuple[Any, Any]:
     return figure, axis
 
 
-def _target_line(axis: Any, target: float | None, *, label_at: Literal["left", "right"]) -> None:
+def _target_line(axis: Any, target: float | None) -> None:
+    if target is not None:
+        axis.axhline(target, color=_GRAY, linestyle="--", linewidth=1)
+
+
+def _target_label(axis: Any, target: float | None, *, at: Literal["left", "right"]) -> None:
     if target is None:
         return
-    axis.axhline(target, color=_GRAY, linestyle="--", linewidth=1)
-    place = (0.005 if label_at == "left" else 0.995, target)
-    style = {"ha": label_at, "va": "bottom", "fontsize": 9, "color": _GRAY}
+    low, high = axis.get_ylim()
+    # Near the top a label above its line would run into those of the stages.
+    side = "top" if target > high - 0.08 * (high - low) else "bottom"
+    place = (0.005 if at == "left" else 0.995, target)
+    style = {"ha": at, "va": side, "fontsize": 9, "color": _GRAY}
     axis.annotate(f"target {target:.4g}", place, xycoords=("axes fraction", "data"), **style)
 
 
