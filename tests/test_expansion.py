@@ -232,7 +232,7 @@ def test_an_expansion_resumed_while_depths_are_trained_alone_ends_as_an_uninterr
     path = check_resuming(config, TRAINING, stop_after, tmp_path)
     assert path == [
         ("expand", 2), ("cooldown", 2), ("settle", 2),
-        ("expand", 4), ("cooldown", 4), ("settle", 2), ("settle", 4),
+        ("expand", 4), ("cooldown", 4), ("settle", 4),
     ]  # fmt: skip
 
 

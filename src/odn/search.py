@@ -12,9 +12,10 @@ from odn.config import ExpandConfig
 from odn.errors import UsageError
 from odn.records import EpochRecord, Phase, StopReason
 from odn.starting import Start
-from odn.stopping import expected_gain, growth_is_over, met_depths, near, settle_target, trunk_of
+from odn.stopping import growth_is_over, met_depths, near, settle_target, trunk_of
 
 MOST_SETTLED = 3  # depths of one network that are trained on their own
+_SHALLOWER = 1.07  # times what one depth made of its errors, a shallower one should make of its own
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,7 +143,7 @@ def _joint(records: Sequence[EpochRecord]) -> EpochRecord:
 
 
 def _settled(records: Sequence[EpochRecord]) -> dict[int, EpochRecord]:
-    """Return the best epoch of every depth that was trained on its own from the newest network, oldest first."""
+    """Return the best epoch of every depth that was trained on its own from the newest network, newest first."""
     best: dict[int, EpochRecord] = {}
     for record in reversed(records):
         if record.phase != "settle":
@@ -169,16 +170,27 @@ def holding_depths(records: Sequence[EpochRecord], depths: Sequence[int], config
     return set(met_depths(records, depths, config))
 
 
+def _judged_before(records: Sequence[EpochRecord]) -> int:
+    """Return how deep the network before the newest was, where it was annealed: its depths have had their say."""
+    trunk = trunk_of(records)
+    before = max((record.depth for record in records if record.phase != "settle" and record.depth < trunk), default=0)
+    return before if any((record.phase, record.depth) == ("cooldown", before) for record in records) else 0
+
+
 def _candidate(records: Sequence[EpochRecord], depths: Sequence[int], config: ExpandConfig) -> int | None:
     # The shallowest depth of which enough is expected once it is trained on its own. It makes ``config.gain`` times
-    # the errors that it made among the others; once one was trained, what that one gained is expected of the others.
+    # the errors that it made among the others, until another one has shown what comes of them.
+    judged = _judged_before(records)
     joint = {one.depth: 1 - one.valid_score for one in _joint(records).by_depth() if one.depth in depths}
     tried = _settled(records)
     held = {depth for depth in tried if depth in holding_depths(records, depths, config)}
-    ratios = [(1 - record.valid_score) / joint[depth] for depth, record in tried.items() if joint[depth] > 0]
-    gain = min(ratios[0], 1.0) if ratios else expected_gain(records, depths, config)
+    gain = config.gain
+    for depth, record in list(tried.items())[:1]:
+        measured = (1 - record.valid_score) / joint[depth] if joint[depth] else 1.0
+        # The heads of deeper depths do worse among the others than those of shallower ones.
+        gain = min(measured * _SHALLOWER, 1.0) if depth in held else min(measured, gain)
     allowed = 1 - config.target_accuracy
-    low = max((depth for depth in tried if depth not in held), default=0)
+    low = max((depth for depth in tried if depth not in held), default=judged)
     high = min(held, default=depths[-1] + 1)
     open_ = [depth for depth in joint if low < depth < high]
     deepest = trunk_of(records) == depths[-1]

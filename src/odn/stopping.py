@@ -10,8 +10,7 @@ from odn.config import ExpandConfig
 from odn.records import EpochRecord, Phase, StopReason
 from odn.tasks import Metric
 
-LONGER = 1.35  # times the epochs of settling, of the first depth taken from the deepest network
-_LONGER_GAIN = 0.94  # times the errors that are left then
+LONGER = 1.25  # times the epochs of settling, of the first depth taken from the deepest network
 
 
 def wilson_interval(correct: int, count: int, confidence: float = 0.95) -> tuple[float, float]:
@@ -185,20 +184,6 @@ def cap_of(phase: Phase, config: ExpandConfig, steps_per_epoch: int, *, longer: 
     return math.ceil(config.settle_epochs * stretch * (LONGER if longer else 1.0))
 
 
-def expected_gain(records: Sequence[EpochRecord], depths: Sequence[int], config: ExpandConfig) -> float:
-    """Say how many times the errors that it makes among the others a depth should make on its own.
-
-    Args:
-        records: of the expansion, oldest first, one or more.
-        depths: the plan, ascending.
-        config: its ``gain``.
-
-    Returns:
-        Above 0 and at most 1; less in the deepest network, where training takes ``LONGER`` times as long.
-    """
-    return config.gain * (_LONGER_GAIN if trunk_of(records) == depths[-1] else 1.0)
-
-
 def has_begun(records: Sequence[EpochRecord]) -> bool:
     """Tell whether a network does better than an answer that is the same for every sample, beyond chance.
 
@@ -267,7 +252,7 @@ def settle_target(records: Sequence[EpochRecord], depths: Sequence[int], config:
         return config
     best = max(one.valid_score for one in scores_by_depth(joint[-1], depths).values())
     if config.settle_epochs:
-        best = 1 - expected_gain(records, depths, config) * (1 - best)
+        best = 1 - config.gain * (1 - best)
     target = best - config.within
     last = records[-1]
     if last.phase == "settle" and last.stop is not None:

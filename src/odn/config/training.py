@@ -91,7 +91,7 @@ class ExpandConfig:
             0 never does that.
         gain: on its own, a depth is expected to make so many times the errors that it makes among the others, above 0
             and at most 1, until the first one that was trained on its own says how many.
-        settle_epochs: the depth that should hold the target is trained on its own, annealed over so many epochs, 1.35
+        settle_epochs: the depth that should hold the target is trained on its own, annealed over so many epochs, 1.25
             times as many where no deeper network is left; 0 takes it as it is among the others.
         probe_images: of a pretrained network, fit the probes on so many training images at most; 0 does not probe.
         reach_probe: growing begins at the first depth whose probe has an error of at most so many times the target's,
@@ -108,7 +108,7 @@ class ExpandConfig:
     min_improvement: float = 0.0005
     reach: float = 2.0
     cooldown_epochs: int = 10
-    gain: float = 0.87
+    gain: float = 0.82
     settle_epochs: int = 20
     probe_images: int = 20_000
     reach_probe: float = 2.0
@@ -123,7 +123,7 @@ class ExpandConfig:
             require(value >= 1, f"expand.{name} is {value}; allowed: 1 or more")
         require(self.probe_images >= 0, f"expand.probe_images is {self.probe_images}; allowed: 0 or more")
         require(self.reach_probe >= 1, f"expand.reach_probe is {self.reach_probe}; allowed: 1 or more")
-        require(0 < self.gain <= 1, f"expand.gain is {self.gain}; allowed: above 0 and at most 1, e.g. 0.87")
+        require(0 < self.gain <= 1, f"expand.gain is {self.gain}; allowed: above 0 and at most 1, e.g. 0.82")
         require(self.reach >= 1, f"expand.reach is {self.reach}; allowed: 1 or more")
         require(
             0 <= self.confidence < 1,
