@@ -84,10 +84,9 @@ def test_the_shallowest_depth_of_which_enough_is_expected_is_trained_on_its_own(
     # Alone a depth makes 0.9 times the errors: 0.0555 is expected to become 0.05.
     joint = ended("cooldown", 4, scores=(900, 940, 945, 950))
     assert next_step([joint], range(1, 17), TARGET) == Step(phase="settle", depth=3, source=4)
-    assert next_step([joint], (1, 2, 4, 8, 16), TARGET) == Step(phase="settle", depth=4, source=4)
-    assert next_step([joint], (1, 2, 3, 4, 5, 6, 7, 8), dataclasses.replace(TARGET, gain=1.0)) == Step(
-        phase="settle", depth=4, source=4
-    )
+    last = Step(phase="settle", depth=4, source=4, longer=True)
+    assert next_step([joint], (1, 2, 4, 8, 16), TARGET) == last
+    assert next_step([joint], (1, 2, 3, 4, 5, 6, 7, 8), dataclasses.replace(TARGET, gain=1.0)) == last
     none = ended("cooldown", 4, scores=(900, 910, 920, 930))
     assert next_step([none], range(1, 17), TARGET) == Step(phase="expand", depth=8)
 
@@ -95,7 +94,7 @@ def test_the_shallowest_depth_of_which_enough_is_expected_is_trained_on_its_own(
 def test_what_one_depth_gained_alone_is_expected_of_the_others():
     plan = range(1, 17)
     joint = ended("cooldown", 4, scores=(900, 935, 940, 946))
-    assert next_step([joint], plan, TARGET) == Step(phase="settle", depth=4, source=4)
+    assert next_step([joint], plan, TARGET) == Step(phase="settle", depth=4, source=4, longer=True)
     well = [joint, ended("settle", 4, REACHED, 962)]  # 0.7 times the errors, 1.07 times that at depth 2: 0.0489
     assert next_step(well, plan, TARGET) == Step(phase="settle", depth=2, source=4)
     both = [*well, ended("settle", 2, REACHED, 951)]
@@ -128,7 +127,7 @@ def test_the_first_depth_taken_from_the_deepest_network_is_trained_for_longer_an
 def test_a_depth_that_fell_short_is_followed_by_a_deeper_one_or_by_growth():
     joint = ended("cooldown", 4, scores=(900, 945, 944, 955))
     short = [joint, ended("settle", 2, BUDGET, 947)]
-    assert next_step(short, range(1, 17), TARGET) == Step(phase="settle", depth=4, source=4)
+    assert next_step(short, range(1, 17), TARGET) == Step(phase="settle", depth=4, source=4, longer=True)
     # What one made of its errors counts for deeper ones where it is less than was expected.
     much = [ended("cooldown", 4, scores=(900, 930, 944, 955)), ended("settle", 2, BUDGET, 949)]
     assert next_step(much, range(1, 17), TARGET) == Step(phase="settle", depth=3, source=4)

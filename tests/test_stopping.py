@@ -180,7 +180,7 @@ def test_targets_that_are_no_fractions_are_refused(target):
 
 @pytest.mark.parametrize(
     ("steps", "grow", "cool", "settle", "longer"),
-    [(211, 4, 10, 20, 25), (80, 7, 10, 20, 25), (40, 13, 20, 40, 50), (5, 20, 30, 60, 75)],
+    [(211, 4, 10, 20, 26), (80, 7, 10, 20, 26), (40, 13, 20, 40, 52), (5, 20, 30, 60, 78)],
 )
 def test_small_datasets_get_more_epochs(steps, grow, cool, settle, longer):
     config = ExpandConfig()

@@ -168,15 +168,14 @@ def plan(workload: Workload, hardware: Hardware, depth: int | None = None) -> di
 def _longest_search(workload: Workload, max_depth: int, steps: int) -> Iterator[tuple[int, int]]:
     """Yield depths and epochs of a search in which nothing but the full depth holds the target."""
     config, depths = workload.expand, plan_depths(workload.expand, max_depth)
-    trunk: int | None = depths[0]
+    before, trunk = 0, next(iter(depths), None)
     while trunk is not None:
         yield trunk, cap_of("expand", config, steps) + cap_of("cooldown", config, steps)
         # Depths that were expected to do and did not.
-        tries = MOST_SETTLED if trunk == depths[-1] else 1
-        below = [depth for depth in depths if depth <= trunk]
-        for depth in below[-tries:]:
-            yield depth, cap_of("settle", config, steps, longer=depth == depths[-1])
-        trunk = next_trunk(depths, trunk)
+        added = [depth for depth in depths if before < depth <= trunk]
+        for depth in added[-MOST_SETTLED:]:
+            yield depth, cap_of("settle", config, steps, longer=depth == trunk)
+        before, trunk = trunk, next_trunk(depths, trunk)
     if not config.settle_epochs:
         yield depths[-1], FinetuneConfig().epochs_for()
 

@@ -48,7 +48,7 @@ class Step:
         phase: of training.
         depth: blocks in training.
         source: for a depth that is trained on its own, how deep the network was whose kept weights it starts from.
-        longer: whether it takes longer than others do, because nothing deeper is left to be tried.
+        longer: whether it takes longer than others do, because missing the target would be dear.
     """
 
     phase: Phase
@@ -131,10 +131,10 @@ def next_step(
 
 
 def _settle(records: Sequence[EpochRecord], depths: Sequence[int], depth: int) -> Step:
-    # Where no deeper network is left, what is still missing has to come from longer training.
+    # After the deepest depth of a network comes another network, after the deepest network nothing.
     trunk = trunk_of(records)
     first = set(_settled(records)) <= {depth}
-    return Step(phase="settle", depth=depth, source=trunk, longer=first and trunk == depths[-1])
+    return Step(phase="settle", depth=depth, source=trunk, longer=depth == trunk or (first and trunk == depths[-1]))
 
 
 def _joint(records: Sequence[EpochRecord]) -> EpochRecord:

@@ -10,7 +10,7 @@ from odn.config import ExpandConfig
 from odn.records import EpochRecord, Phase, StopReason
 from odn.tasks import Metric
 
-LONGER = 1.25  # times the epochs of settling, of the first depth taken from the deepest network
+LONGER = 1.3  # times the epochs of settling, where a miss would cost another network or the target
 
 
 def wilson_interval(correct: int, count: int, confidence: float = 0.95) -> tuple[float, float]:
