@@ -411,7 +411,10 @@ def publish(cells: Cells, plan: Plan) -> None:
         "as the report counts them, expansion and fine-tuning together, evaluation after every epoch included; "
         "`cost_vs_full_learning` leaves it out of the full training alone. Seconds are those of "
         "the processor. `path` lists the epochs of each step: e expand, c cool-down, s settle, f fine-tune. "
-        "`blocks_off` counts planned depths. A search that missed its target counts as wrong.\n\n"
+        "`blocks_off` counts planned depths. A search that missed its target counts as wrong. The settings of the "
+        "search were chosen on validation curves of `cifar_resnet20` and Fashion-MNIST (docs/log.md): that pair tells "
+        "less about other data than the others do. Pairs whose curve is here without a search have not been searched "
+        "for yet.\n\n"
         "The oracle: means over seeds; `error` is the standard error of the difference to the depth before, `target` "
         "what is asked of the search for which this depth is right.\n\n" + table(curves, CURVES)
     )
