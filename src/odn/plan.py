@@ -168,7 +168,8 @@ def plan(workload: Workload, hardware: Hardware, depth: int | None = None) -> di
 def _longest_search(workload: Workload, max_depth: int, steps: int) -> Iterator[tuple[int, int]]:
     """Yield depths and epochs of a search in which nothing but the full depth holds the target."""
     config, depths = workload.expand, plan_depths(workload.expand, max_depth)
-    before, trunk = 0, next(iter(depths), None)
+    before = 0
+    trunk: int | None = depths[0]
     while trunk is not None:
         yield trunk, cap_of("expand", config, steps) + cap_of("cooldown", config, steps)
         # Depths that were expected to do and did not.
