@@ -28,13 +28,21 @@ from odn.expansion import expand_epochs
 from odn.extraction import finetune_epochs
 from odn.measure import macs_by_depth, macs_together, train_macs
 from odn.network import build_network
+from odn.outcome import is_settled
 from odn.records import EpochRecord
-from odn.search import is_settled
 
 Result = TypeVar("Result")
 SPLIT_SEED = 0  # subset and split stay the same: the depth that is right is the one for these data
 GROWTH, GROWTH_DATA = ("cifar_resnet20", "cifar_resnet32", "cifar_resnet56", "cifar_resnet110"), "fashion-mnist"
-SEARCH_CODE = ("config/training.py", "expansion.py", "search.py", "stopping.py", "extraction.py", "supervision.py")
+SEARCH_CODE = (
+    "config/training.py",
+    "expansion.py",
+    "search.py",
+    "outcome.py",
+    "stopping.py",
+    "extraction.py",
+    "supervision.py",
+)
 
 
 @dataclass(frozen=True, kw_only=True)

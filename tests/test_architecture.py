@@ -23,6 +23,7 @@ ROWS = [
     ["losses"],
     ["data", "layers", "measure", "stopping", "schedules", "widths"],
     ["starting", "calibration"],
+    ["outcome"],
     ["backbones", "search", "narrowing", "spec", "catalog"],
     ["curve", "devices"],
     ["partitioned"],

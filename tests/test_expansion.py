@@ -11,8 +11,9 @@ from odn.errors import UsageError
 from odn.expansion import _stage, _stage_for, expand, expand_epochs
 from odn.extraction import extract, finetune, finetune_epochs
 from odn.network import PartitionedNetwork, partition
+from odn.outcome import expand_result, kept_by_depth
 from odn.records import StopReason, read_history
-from odn.search import Step, expand_result, kept_by_depth
+from odn.search import Step
 from test_network import by_hand
 
 DATA = tiny_data()

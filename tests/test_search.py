@@ -6,17 +6,9 @@ from hypothesis import strategies as st
 
 from odn.config import ExpandConfig
 from odn.errors import UsageError
+from odn.outcome import expand_result, is_settled, kept_by_depth
 from odn.records import EpochRecord, StopReason
-from odn.search import (
-    MOST_SETTLED,
-    Step,
-    expand_result,
-    is_settled,
-    kept_by_depth,
-    next_step,
-    next_trunk,
-    plan_depths,
-)
+from odn.search import MOST_SETTLED, Step, next_step, next_trunk, plan_depths
 from test_stopping import records
 
 TARGET = ExpandConfig(target_accuracy=0.95, reach=1.6, gain=0.9)
@@ -39,7 +31,7 @@ def ended(
 
 def test_a_phase_goes_on_until_it_is_stopped():
     assert next_step([], (2, 4), TARGET) == Step(phase="expand", depth=2)
-    assert next_step([], (2, 4), TARGET, first=4) == Step(phase="expand", depth=4)
+    assert next_step([], (2, 4), TARGET, first=4) == Step(phase="expand", depth=4, stretch=0.5)
     for phase in ("expand", "cooldown"):
         assert next_step([ended(phase, 2, None)], (1, 2, 4), TARGET) == Step(phase=phase, depth=2)
     alone = [ended("cooldown", 4), ended("settle", 2, None)]
@@ -50,9 +42,19 @@ def test_only_a_network_near_the_target_or_the_deepest_is_annealed():
     # 50 errors for 950 correct answers are allowed, and 1.6 times as many are 77.7 for 922.3.
     assert next_step([ended("expand", 2, scores=(900, 923))], (1, 2, 4), TARGET) == Step(phase="cooldown", depth=2)
     assert next_step([ended("expand", 2, scores=(923, 900))], (1, 2, 4), TARGET) == Step(phase="cooldown", depth=2)
-    assert next_step([ended("expand", 2, scores=(900, 922))], (1, 2, 4), TARGET) == Step(phase="expand", depth=4)
-    assert next_step([ended("expand", 2, scores=(923, 900))], (2, 4), TARGET) == Step(phase="expand", depth=4)
+    grown = Step(phase="expand", depth=4)
+    assert next_step([ended("expand", 2, scores=(900, 922))], (1, 2, 3, 4, 5, 6, 7, 8), TARGET) == grown
+    assert next_step([ended("expand", 2, scores=(923, 900))], (2, 4, 6, 8), TARGET) == grown
     assert next_step([ended("expand", 4, scores=(1, 1, 1, 1))], (1, 2, 4), TARGET) == Step(phase="cooldown", depth=4)
+
+
+def test_the_deepest_network_grows_half_as_long_where_it_is_annealed_in_any_case():
+    deepest = Step(phase="expand", depth=4, stretch=0.5)
+    assert next_step([ended("expand", 2, scores=(900, 922))], (1, 2, 4), TARGET) == deepest
+    assert next_step([ended("expand", 4, None)], (1, 2, 4), TARGET) == deepest
+    assert next_step([ended("expand", 4, None)], (1, 2, 4, 6), TARGET) == dataclasses.replace(deepest, stretch=1.0)
+    never = dataclasses.replace(TARGET, cooldown_epochs=0)
+    assert next_step([ended("expand", 4, None)], (1, 2, 4), never) == dataclasses.replace(deepest, stretch=1.0)
 
 
 def test_growing_doubles_the_planned_depths_until_all_are_hardly_more():
@@ -84,7 +86,7 @@ def test_the_shallowest_depth_of_which_enough_is_expected_is_trained_on_its_own(
     # Alone a depth makes 0.9 times the errors: 0.0555 is expected to become 0.05.
     joint = ended("cooldown", 4, scores=(900, 940, 945, 950))
     assert next_step([joint], range(1, 17), TARGET) == Step(phase="settle", depth=3, source=4)
-    last = Step(phase="settle", depth=4, source=4, longer=True)
+    last = Step(phase="settle", depth=4, source=4, stretch=1.5)
     assert next_step([joint], (1, 2, 4, 8, 16), TARGET) == last
     assert next_step([joint], (1, 2, 3, 4, 5, 6, 7, 8), dataclasses.replace(TARGET, gain=1.0)) == last
     none = ended("cooldown", 4, scores=(900, 910, 920, 930))
@@ -94,7 +96,7 @@ def test_the_shallowest_depth_of_which_enough_is_expected_is_trained_on_its_own(
 def test_what_one_depth_gained_alone_is_expected_of_the_others():
     plan = range(1, 17)
     joint = ended("cooldown", 4, scores=(900, 935, 940, 946))
-    assert next_step([joint], plan, TARGET) == Step(phase="settle", depth=4, source=4, longer=True)
+    assert next_step([joint], plan, TARGET) == Step(phase="settle", depth=4, source=4, stretch=1.5)
     well = [joint, ended("settle", 4, REACHED, 962)]  # 0.7 times the errors, 1.07 times that at depth 2: 0.0489
     assert next_step(well, plan, TARGET) == Step(phase="settle", depth=2, source=4)
     both = [*well, ended("settle", 2, REACHED, 951)]
@@ -107,14 +109,14 @@ def test_what_one_depth_gained_alone_is_expected_of_the_others():
     assert expand_result(little, plan, TARGET).depth == 4
 
 
-def test_the_first_depth_taken_from_the_deepest_network_is_trained_for_longer_and_nothing_shallower_is_tried():
+def test_depths_taken_from_the_deepest_network_are_trained_for_longer_and_nothing_shallower_is_tried():
     joint = ended("cooldown", 4, scores=(900, 945, 945, 946))
-    longer = Step(phase="settle", depth=2, source=4, longer=True)
+    longer = Step(phase="settle", depth=2, source=4, stretch=1.5)
     assert next_step([joint], range(1, 5), TARGET) == longer
     assert next_step([joint, ended("settle", 2, None)], range(1, 5), TARGET) == longer
-    assert next_step([joint], range(1, 17), TARGET) == dataclasses.replace(longer, longer=False)
+    assert next_step([joint], range(1, 17), TARGET) == dataclasses.replace(longer, stretch=1.0)
     short = [joint, ended("settle", 2, BUDGET, 949)]
-    again = Step(phase="settle", depth=3, source=4)
+    again = Step(phase="settle", depth=3, source=4, stretch=1.5)
     assert next_step(short, range(1, 5), TARGET) == again
     assert next_step([*short, ended("settle", 3, None)], range(1, 5), TARGET) == again
     deep = ended("cooldown", 4, scores=(900, 930, 935, 946))
@@ -127,7 +129,7 @@ def test_the_first_depth_taken_from_the_deepest_network_is_trained_for_longer_an
 def test_a_depth_that_fell_short_is_followed_by_a_deeper_one_or_by_growth():
     joint = ended("cooldown", 4, scores=(900, 945, 944, 955))
     short = [joint, ended("settle", 2, BUDGET, 947)]
-    assert next_step(short, range(1, 17), TARGET) == Step(phase="settle", depth=4, source=4, longer=True)
+    assert next_step(short, range(1, 17), TARGET) == Step(phase="settle", depth=4, source=4, stretch=1.5)
     # What one made of its errors counts for deeper ones where it is less than was expected.
     much = [ended("cooldown", 4, scores=(900, 930, 944, 955)), ended("settle", 2, BUDGET, 949)]
     assert next_step(much, range(1, 17), TARGET) == Step(phase="settle", depth=3, source=4)
@@ -151,7 +153,7 @@ def test_depths_of_a_network_that_was_annealed_have_had_their_say():
 
 def test_the_deepest_network_is_not_given_up_before_its_best_depth_was_trained_alone():
     joint = ended("cooldown", 4, scores=(700, 800, 900, 890))
-    assert next_step([joint], range(1, 5), TARGET) == Step(phase="settle", depth=3, source=4, longer=True)
+    assert next_step([joint], range(1, 5), TARGET) == Step(phase="settle", depth=3, source=4, stretch=1.5)
     missed = [joint, ended("settle", 3, BUDGET, 910)]
     assert next_step(missed, range(1, 5), TARGET) is None
     assert not expand_result(missed, range(1, 5), TARGET).reached

@@ -180,12 +180,14 @@ def test_targets_that_are_no_fractions_are_refused(target):
 
 @pytest.mark.parametrize(
     ("steps", "grow", "cool", "settle", "longer"),
-    [(211, 4, 10, 20, 26), (80, 7, 10, 20, 26), (40, 13, 20, 40, 52), (5, 20, 30, 60, 78)],
+    [(211, 4, 10, 20, 30), (80, 7, 10, 20, 30), (40, 13, 20, 40, 60), (5, 20, 30, 60, 90)],
 )
 def test_small_datasets_get_more_epochs(steps, grow, cool, settle, longer):
     config = ExpandConfig()
     assert [cap_of(phase, config, steps) for phase in ("expand", "cooldown", "settle")] == [grow, cool, settle]
-    assert cap_of("settle", config, steps, longer=True) == longer
+    assert cap_of("settle", config, steps, 1.5) == longer
+    assert cap_of("expand", config, steps, 0.5) == math.ceil(grow / 2)
+    assert cap_of("expand", ExpandConfig(epochs_per_depth=3), steps, 0.5) == 3
     assert cap_of("expand", ExpandConfig(epochs_per_depth=3), steps) == 3
     assert cap_of("settle", ExpandConfig(settle_epochs=0), steps) == 0
 

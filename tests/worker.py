@@ -23,9 +23,9 @@ from odn.errors import ElsewhereError
 from odn.expansion import expand_epochs
 from odn.files import write_atomically
 from odn.network import partition
+from odn.outcome import expand_result
 from odn.processes import agree, first_only, share, training_device, wait
 from odn.schedules import constant_after_warmup
-from odn.search import expand_result
 from odn.stage import Stage
 from odn.weights import weights_of
 

@@ -4,8 +4,8 @@ import dataclasses
 from collections.abc import Sequence
 
 from odn.config import ExpandConfig
+from odn.outcome import ExpandResult, best_by_depth
 from odn.records import EpochRecord
-from odn.search import ExpandResult, best_by_depth
 from odn.stopping import meets_target, score_interval, settle_target
 
 # By ascending depth, the record of the epoch whose weights are kept for it.

@@ -16,11 +16,12 @@ from odn.data import Split
 from odn.durable import durable_epochs
 from odn.engine import Progress, finish
 from odn.network import PartitionedNetwork
+from odn.outcome import ExpandResult, expand_result, kept_by_depth, kept_name
 from odn.probing import probe
 from odn.processes import training_device
 from odn.records import EpochRecord, Phase
 from odn.schedules import Schedule, anneal, constant_after_warmup, cool_down
-from odn.search import ExpandResult, Step, expand_result, kept_by_depth, kept_name, next_step, plan_depths
+from odn.search import Step, next_step, plan_depths
 from odn.stage import Stage
 from odn.starting import Start, first_depth
 from odn.stopping import cap_of, decide, has_begun, settle_target, trunk_of
@@ -142,7 +143,7 @@ def _step_epochs(
     settled = settle_target(records, depths, config)
     alone = [record.valid_score for record in records if (record.phase, record.depth) == ("settle", step.depth)]
     best = max(alone, default=-math.inf)
-    cap = cap_of(step.phase, config, stage.steps_per_epoch, longer=step.longer)
+    cap = cap_of(step.phase, config, stage.steps_per_epoch, step.stretch)
     for record in durable_epochs(
         stage,
         train,
@@ -156,8 +157,9 @@ def _step_epochs(
         if record.scores:
             record = dataclasses.replace(record, valid_score=record.scores[-1], valid_error=record.errors[-1])
         record = dataclasses.replace(record, stop=decide([*records, record], settled, depths))
-        # Of one depth the best weights are kept, of several together the last: those that are compared.
-        better = record.valid_score > best if step.phase == "settle" else record.stop is not None
+        # Of one depth the best weights are kept, of equals the later ones, which are annealed further; of several
+        # depths together the last: those that are compared.
+        better = record.valid_score >= best if step.phase == "settle" else record.stop is not None
         if better:
             best = record.valid_score
             checkpoints.keep(kept_name(step.phase, step.depth), stage.averaged)

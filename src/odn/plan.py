@@ -24,7 +24,7 @@ from odn.measure import macs_by_depth, training_bytes
 from odn.network import Prefix, build_network
 from odn.optimizers import batch_size_for, settled
 from odn.processes import training_device
-from odn.search import MOST_SETTLED, next_trunk, plan_depths
+from odn.search import MOST_SETTLED, growing, next_trunk, plan_depths, settling
 from odn.stage import Stage
 from odn.stopping import cap_of
 from odn.texts import plain_preprocessing
@@ -171,11 +171,12 @@ def _longest_search(workload: Workload, max_depth: int, steps: int) -> Iterator[
     before = 0
     trunk: int | None = depths[0]
     while trunk is not None:
-        yield trunk, cap_of("expand", config, steps) + cap_of("cooldown", config, steps)
+        grown = cap_of("expand", config, steps, growing(depths, trunk, config).stretch)
+        yield trunk, grown + cap_of("cooldown", config, steps)
         # Depths that were expected to do and did not.
         added = [depth for depth in depths if before < depth <= trunk]
         for depth in added[-MOST_SETTLED:]:
-            yield depth, cap_of("settle", config, steps, longer=depth == trunk)
+            yield depth, cap_of("settle", config, steps, settling(depths, depth, trunk).stretch)
         before, trunk = trunk, next_trunk(depths, trunk)
     if not config.settle_epochs:
         yield depths[-1], FinetuneConfig().epochs_for()

@@ -14,6 +14,7 @@ from odn.errors import OdnError, UsageError
 from odn.exporting import export
 from odn.extraction import FinetuneResult, finetune_epochs
 from odn.network import Prefix
+from odn.outcome import is_settled
 from odn.processes import agree, first_only
 from odn.pruning import check_request
 from odn.recipe import RunConfig, read_run_config
@@ -21,7 +22,6 @@ from odn.records import read_history
 from odn.reporting import Report, report
 from odn.rundata import read_data_spec, reload_data
 from odn.rundir import clear_after, held, keep, newest_network, planned_depths, write_config
-from odn.search import is_settled
 from odn.starting import read_start
 from odn.storage import load_network, save_network
 from odn.trained import load_depth, outcome_of

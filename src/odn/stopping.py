@@ -10,8 +10,6 @@ from odn.config import ExpandConfig
 from odn.records import EpochRecord, Phase, StopReason
 from odn.tasks import Metric
 
-LONGER = 1.3  # times the epochs of settling, where a miss would cost another network or the target
-
 
 def wilson_interval(correct: int, count: int, confidence: float = 0.95) -> tuple[float, float]:
     """Return the two-sided Wilson score interval of an accuracy.
@@ -163,25 +161,23 @@ def trunk_of(records: Sequence[EpochRecord]) -> int:
     return next(record.depth for record in reversed(records) if record.phase != "settle")
 
 
-def cap_of(phase: Phase, config: ExpandConfig, steps_per_epoch: int, *, longer: bool = False) -> int:
+def cap_of(phase: Phase, config: ExpandConfig, steps_per_epoch: int, stretch: float = 1.0) -> int:
     """Return the most epochs that a phase of expansion may take at one depth.
 
     Args:
         phase: ``expand``, ``cooldown`` or ``settle``.
         config: the caps.
         steps_per_epoch: of the optimizer; small datasets need more epochs for as many steps.
-        longer: of settling, whether it takes ``LONGER`` times as long.
+        stretch: times the epochs that the phase takes otherwise.
 
     Returns:
         Number of epochs; of growing, where it has no cap of its own, 4, or as many as 500 steps take, at most 20. Those
         of annealing are stretched likewise where an epoch has less than 80 steps, to three times as many at most.
     """
-    stretch = min(max(1.0, 80 / steps_per_epoch), 3.0)
     if phase == "expand":
-        return config.epochs_per_depth or min(max(4, math.ceil(500 / steps_per_epoch)), 20)
-    if phase == "cooldown":
-        return math.ceil(config.cooldown_epochs * stretch)
-    return math.ceil(config.settle_epochs * stretch * (LONGER if longer else 1.0))
+        return config.epochs_per_depth or math.ceil(stretch * min(max(4, math.ceil(500 / steps_per_epoch)), 20))
+    epochs = config.cooldown_epochs if phase == "cooldown" else config.settle_epochs
+    return math.ceil(epochs * stretch * min(max(1.0, 80 / steps_per_epoch), 3.0))
 
 
 def has_begun(records: Sequence[EpochRecord]) -> bool:

@@ -7,11 +7,12 @@ from odn.errors import OdnError, UsageError
 from odn.extraction import extract
 from odn.network import Prefix
 from odn.oneshot import KEPT
+from odn.outcome import ExpandResult, expand_result, kept_by_depth, kept_name
 from odn.recipe import RunConfig
 from odn.records import EpochRecord, read_history
 from odn.rundata import read_data_spec
 from odn.rundir import planned_depths
-from odn.search import ExpandResult, expand_result, kept_by_depth, kept_name, next_step
+from odn.search import next_step
 from odn.starting import first_depth, read_start
 from odn.storage import load_network, load_partitioned
 

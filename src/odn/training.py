@@ -13,11 +13,12 @@ from odn.expansion import expand_epochs
 from odn.exporting import check_runtimes
 from odn.network import PartitionedNetwork
 from odn.oneshot import train_all_depths_epochs
+from odn.outcome import ExpandResult, expand_result
 from odn.pruning import check_request
 from odn.recipe import RunConfig
 from odn.rundata import check_data, load_run_data
 from odn.rundir import check_directory, clear_after, create_directory, held, start_network
-from odn.search import ExpandResult, expand_result, next_step, plan_depths
+from odn.search import next_step, plan_depths
 from odn.starting import first_depth
 
 

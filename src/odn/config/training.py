@@ -75,12 +75,13 @@ class ExpandConfig:
     """When progressive depth expansion grows and when it stops.
 
     Attributes:
-        target_accuracy: validation accuracy to reach, a fraction above 0 and at most 1; 0 finds it automatically: the
+        target_accuracy: validation accuracy to reach, a fraction above 0 and at most 1; 0 finds it automatically:
             what the best depth is expected to reach on its own once growing gains nothing more, less ``within``.
         within: how far below the best accuracy the shallowest network may stay with an automatic target.
         depths: the depths that may be chosen, ascending; empty means every depth from 1 to the full one.
         epochs_per_depth: hard cap on the epochs at a constant learning rate at one depth. 0 means 4, or as many as 500
-            steps take where that is more, at most 20.
+            steps take where that is more, at most 20. The deepest network, annealed in any case, takes
+            half.
         confirmations: consecutive evaluations that must reach the target.
         confidence: when above 0, the lower Wilson bound at this confidence must reach the target, e.g. 0.95.
         patience: a network has converged when so many epochs in a row brought no improvement.
@@ -91,7 +92,7 @@ class ExpandConfig:
             0 never does that.
         gain: on its own, a depth is expected to make so many times the errors that it makes among the others, above 0
             and at most 1, until the first one that was trained on its own says how many.
-        settle_epochs: the depth that should hold the target is trained on its own, annealed over so many epochs, 1.3
+        settle_epochs: the depth that should hold the target is trained on its own, annealed over so many epochs, 1.5
             times as many where a miss would cost another network or the target; 0 takes it as it is among the others.
         probe_images: of a pretrained network, fit the probes on so many training images at most; 0 does not probe.
         reach_probe: growing begins at the first depth whose probe has an error of at most so many times the target's,

@@ -1,0 +1,143 @@
+"""What came of an expansion, read from its records: the depth that is kept, and the weights kept for every depth.
+
+No torch here.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from odn.config import ExpandConfig
+from odn.records import EpochRecord, Phase, StopReason
+from odn.starting import Start
+from odn.stopping import met_depths, settle_target
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExpandResult:
+    """What expansion found.
+
+    Attributes:
+        depth: the depth kept: the shallowest one tried that holds the target, or, where none does, the one with the
+            best validation score.
+        reached: whether the target was reached and confirmed.
+        target_accuracy: the target, or with an automatic one what it came to be.
+        valid_score: of the averaged weights kept for that depth, in the metric of the data.
+        records: every epoch, oldest first.
+        start: what a pretrained network brought along, with its probes; None where it started at random.
+    """
+
+    depth: int
+    reached: bool
+    target_accuracy: float
+    valid_score: float
+    records: tuple[EpochRecord, ...]
+    start: Start | None = None
+
+
+def holding_depths(records: Sequence[EpochRecord], depths: Sequence[int], config: ExpandConfig) -> set[int]:
+    """Tell which depths hold the target.
+
+    Args:
+        records: of the expansion, oldest first.
+        depths: the plan, ascending.
+        config: a target that is known; without ``settle_epochs`` the newest network's own heads are believed.
+
+    Returns:
+        Depths, each confirmed.
+    """
+    reached = {r.depth for r in records if r.phase == "settle" and r.stop == StopReason.TARGET_REACHED}
+    if config.settle_epochs:
+        return reached
+    return set(met_depths(records, depths, config))
+
+
+def expand_result(records: Sequence[EpochRecord], depths: Sequence[int], config: ExpandConfig) -> ExpandResult:
+    """Read the outcome of an expansion from its records.
+
+    Args:
+        records: of the expansion, oldest first, one or more.
+        depths: the plan, ascending.
+        config: the target.
+
+    Returns:
+        The chosen depth and how it was found.
+    """
+    settled = settle_target(records, depths, config)
+    holding = holding_depths(records, depths, settled)
+    if not config.target_accuracy and records[-1].phase == "settle":
+        holding = {records[-1].depth}  # an automatic target asks for no more than what it reached
+    known = {record.depth: record for record in best_by_depth(records) if record.depth in depths}
+    chosen = min(holding) if holding else max(known, key=lambda depth: (known[depth].valid_score, -depth))
+    return ExpandResult(
+        depth=chosen,
+        reached=bool(holding),
+        target_accuracy=settled.target_accuracy,
+        valid_score=known[chosen].valid_score,
+        records=tuple(records),
+    )
+
+
+def kept_by_depth(records: Sequence[EpochRecord]) -> dict[int, tuple[EpochRecord, EpochRecord]]:
+    """Find for every depth of an expansion the best of the weights that were kept for it.
+
+    Kept are those of the last epoch of every network that was grown, and the best ones of every depth that was trained
+    on its own.
+
+    Args:
+        records: of the expansion, oldest first.
+
+    Returns:
+        By ascending depth its own record, and the one whose weights are kept: the same where it was trained on its own,
+        otherwise that of the network it is part of.
+    """
+    kept: dict[str, EpochRecord] = {}
+    for record in records:
+        name = kept_name(record.phase, record.depth)
+        if record.phase != "settle" or name not in kept or record.valid_score >= kept[name].valid_score:
+            kept[name] = record
+    best: dict[int, tuple[EpochRecord, EpochRecord]] = {}
+    for record in kept.values():
+        for one in record.by_depth():
+            # Of equals the later one: it was trained for longer, or on its own.
+            if one.depth not in best or one.valid_score >= best[one.depth][0].valid_score:
+                best[one.depth] = one, record
+    return dict(sorted(best.items()))
+
+
+def best_by_depth(records: Sequence[EpochRecord]) -> list[EpochRecord]:
+    """Find how every depth of an expansion does with the weights kept for it.
+
+    Args:
+        records: of the expansion, oldest first.
+
+    Returns:
+        A record per depth, ascending.
+    """
+    return [record for record, _ in kept_by_depth(records).values()]
+
+
+def is_settled(records: Sequence[EpochRecord], depth: int) -> bool:
+    """Tell whether the weights kept for a depth were trained on its own, so that no fine-tuning is due.
+
+    Args:
+        records: of a run, oldest first.
+        depth: number of blocks.
+
+    Returns:
+        True where they were.
+    """
+    kept = kept_by_depth([record for record in records if record.verb == "expand"])
+    return depth in kept and kept[depth][1].phase == "settle"
+
+
+def kept_name(phase: Phase, depth: int) -> str:
+    """Return the name under which weights are kept.
+
+    Args:
+        phase: in which they were trained.
+        depth: number of blocks.
+
+    Returns:
+        The name of a directory: that of one depth, or of a network with the heads of all depths up to it.
+    """
+    return f"depth_{depth:03d}" if phase == "settle" else f"trunk_{depth:03d}"
