@@ -96,6 +96,19 @@ def test_of_a_depth_alone_the_best_epoch_is_kept_and_of_several_together_the_las
     assert evaluate(together.prefix(1), DATA.valid).value == result.records[0].valid_score
 
 
+def test_of_equal_epochs_of_a_depth_alone_the_last_is_kept(monkeypatch):
+    kept = []
+    monkeypatch.setattr(Checkpoints, "keep", lambda self, name, module: kept.append((name, len(self.records))))
+    monkeypatch.setattr("odn.expansion._take_kept", lambda *arguments: None)
+    slow = dataclasses.replace(TRAINING, learning_rate=1e-9)
+    config = dataclasses.replace(UNREACHABLE, depths=(1,), epochs_per_depth=1, settle_epochs=1)
+    result = expand(network(), DATA.train, DATA.valid, config=config, training=slow)
+    alone = [index for index, record in enumerate(result.records) if record.phase == "settle"]
+    assert len(alone) > 2
+    assert len({result.records[index].valid_score for index in alone}) == 1
+    assert kept[1:] == [("depth_001", index) for index in alone]
+
+
 def test_only_planned_depths_are_chosen():
     config = dataclasses.replace(UNREACHABLE, depths=(2, 5))
     result = expand(network(), DATA.train, DATA.valid, config=config, training=TRAINING)

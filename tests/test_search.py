@@ -238,9 +238,11 @@ def test_of_every_depth_the_best_weights_that_were_kept_are_named():
         ended("expand", 2, scores=(910, 920)),
         ended("expand", 4, scores=(900, 930, 940, 945)),
         ended("settle", 3, None, 960),
+        dataclasses.replace(ended("settle", 3, None, 960), epoch=7),  # as good, and annealed further
         ended("settle", 3, BUDGET, 950),
     ]
     kept = kept_by_depth(history)
+    assert kept[3][0].epoch == 7
     assert {depth: (own.valid_score, source.phase, source.depth) for depth, (own, source) in kept.items()} == {
         1: (0.91, "expand", 2), 2: (0.93, "expand", 4), 3: (0.96, "settle", 3), 4: (0.945, "expand", 4),
     }  # fmt: skip
