@@ -8,6 +8,8 @@ from torch import nn
 from conftest import tiny_data
 from odn.config import TrainConfig
 from odn.engine import Progress, evaluate, recalibrate, train_epochs
+from odn.layers import training_layout
+from odn.network import partition
 from odn.optimizers import batch_size_for
 from odn.schedules import anneal, constant_after_warmup, cool_down
 from odn.stage import Stage, resolve_precision
@@ -98,6 +100,20 @@ def test_batchnorm_statistics_belong_to_the_averaged_weights():
     norm = network.blocks[0][1]
     torch.testing.assert_close(norm.running_mean, features.mean((0, 2, 3)), rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(norm.running_var, features.var((0, 2, 3)), rtol=1e-2, atol=1e-5)
+
+
+@pytest.mark.parametrize(("width", "first"), [(0.25, True), (1.0, False)])
+def test_narrow_strided_pointwise_convolutions_are_trained_channels_first_on_cpus(width, first):
+    coloured = dataclasses.replace(DATA.spec.preprocessing, input_shape=(3, 8, 8), mean=(0.4,) * 3, std=(0.2,) * 3)
+    spec = dataclasses.replace(DATA.spec, preprocessing=coloured)
+    network = partition("cifar_resnet20", spec, width=width, seed=0).prefix(4)
+    assert training_layout(network, torch.device("cuda")) == torch.channels_last
+    trained, seen = Stage(network, TRAINING, DATA.train), {}
+    for name, layer in network.named_modules():
+        if isinstance(layer, nn.Conv2d):
+            layer.register_forward_hook(lambda _, x, y, name=name: seen.update({name: x[0].is_contiguous()}))
+    trained.train_step(torch.randn(16, 3, 8, 8), torch.arange(16) % 3, lambda _: 1.0)
+    assert set(seen.values()) == {first}
 
 
 def test_recalibration_takes_whole_batches():

@@ -97,11 +97,15 @@ def test_of_a_depth_alone_the_best_epoch_is_kept_and_of_several_together_the_las
 
 
 def test_of_equal_epochs_of_a_depth_alone_the_last_is_kept(monkeypatch):
-    kept = []
-    monkeypatch.setattr(Checkpoints, "keep", lambda self, name, module: kept.append((name, len(self.records))))
-    monkeypatch.setattr("odn.expansion._take_kept", lambda *arguments: None)
+    kept, keep = [], Checkpoints.keep
+
+    def watched(self, name, module):
+        kept.append((name, len(self.records)))
+        keep(self, name, module)
+
+    monkeypatch.setattr(Checkpoints, "keep", watched)
     slow = dataclasses.replace(TRAINING, learning_rate=1e-9)
-    config = dataclasses.replace(UNREACHABLE, depths=(1,), epochs_per_depth=1, settle_epochs=1)
+    config = dataclasses.replace(UNREACHABLE, depths=(1,), epochs_per_depth=1, settle_epochs=2)
     result = expand(network(), DATA.train, DATA.valid, config=config, training=slow)
     alone = [index for index, record in enumerate(result.records) if record.phase == "settle"]
     assert len(alone) > 2

@@ -15,7 +15,7 @@ from torch import nn
 from torch.optim.swa_utils import update_bn
 
 from odn.data import WHOLE, Split, derive_seed, plain_batches, training_batches
-from odn.layers import to_channels_last
+from odn.layers import lay_out
 from odn.metrics import NotFiniteError, Score, Tally
 from odn.network import PartitionedNetwork
 from odn.processes import agree, copy_from_first, share, total
@@ -70,7 +70,7 @@ def _evaluate(
     with torch.no_grad():
         count = 0
         for x_BCHW, labels_B in plain_batches(split, _EVALUATION_BATCH, device, share=part):
-            outputs = network(to_channels_last(x_BCHW))
+            outputs = network(lay_out(x_BCHW))
             for tally, logits in zip(tallies, outputs if isinstance(outputs, list) else [outputs], strict=True):
                 tally.add(logits, labels_B, mine[count])
             count += 1
@@ -110,7 +110,7 @@ def recalibrate(network: nn.Module, train: Split, count: int, *, seed: int, toge
     with torch.random.fork_rng():
         _seed(device, derive_seed(seed, "recalibrate"))
         batches = plain_batches(train, batch_size, device, count=count, seed=seed, share=part)
-        update_bn((to_channels_last(x) for x, _ in batches), network)
+        update_bn((lay_out(x) for x, _ in batches), network)
     if part.world > 1:
         for statistics in (buffer for norm in norms for buffer in (norm.running_mean, norm.running_var)):
             if statistics is not None:

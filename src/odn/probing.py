@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from odn.config import ExpandConfig
 from odn.data import Split, derive_seed, plain_batches
 from odn.errors import OdnError
-from odn.layers import to_channels_last
+from odn.layers import lay_out
 from odn.network import PartitionedNetwork
 from odn.processes import first_only, training_device
 from odn.starting import Probe, Start
@@ -131,7 +131,7 @@ def _classifier(head: nn.Module, classes: int, depth: int) -> nn.Linear:
 
 def _logits(network: PartitionedNetwork, x: Tensor, depths: Sequence[int]) -> Iterator[tuple[int, Tensor]]:
     """Pass a batch through the blocks once, and yield the logits of the depths wanted."""
-    features = network.stem(to_channels_last(x))
+    features = network.stem(lay_out(x))
     for depth, block in enumerate(network.blocks[: max(depths)], 1):
         features = block(features)
         if depth in depths:

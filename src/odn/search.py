@@ -16,6 +16,7 @@ from odn.stopping import growth_is_over, near, settle_target, trunk_of
 
 MOST_SETTLED = 3  # depths of one network that are trained on their own
 _LONGER = 1.5  # times the epochs of settling, where a miss would cost another network or the target
+_LONGER_GAIN = 0.95  # times the errors that it leaves then
 _SHORTER = 0.5  # times the epochs of growing, where nothing depends on how near the target a network comes
 _SHALLOWER = 1.07  # times what one depth made of its errors, a shallower one should make of its own
 
@@ -173,11 +174,15 @@ def _candidate(records: Sequence[EpochRecord], depths: Sequence[int], config: Ex
     low = max((depth for depth in tried if depth not in held), default=_judged_before(records))
     high = min(held, default=depths[-1] + 1)
     open_ = [depth for depth in joint if low < depth < high]
-    deepest = trunk_of(records) == depths[-1]
+    trunk = trunk_of(records)
+    deepest = trunk == depths[-1]
     if len(tried) >= MOST_SETTLED or (held and deepest):
         return None  # a shallower one would cost as much again as the one that was trained for longer
     gain = _gain(joint, tried, held, config.gain)
-    hopeful = next((depth for depth in open_ if gain * joint[depth] <= 1 - config.target_accuracy), None)
+    expected = {depth: gain * joint[depth] for depth in open_}
+    if trunk in expected and not deepest:
+        expected[trunk] *= _LONGER_GAIN  # of the deepest network a block too many is cheaper than a miss
+    hopeful = next((depth for depth in open_ if expected[depth] <= 1 - config.target_accuracy), None)
     if hopeful is not None or tried or not deepest:
         return hopeful
     # Nothing deeper can be had: the one that does best is trained to its end before it is given up.
