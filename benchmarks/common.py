@@ -154,7 +154,7 @@ def cifar_folder(data_dir: Path) -> Path:
 
 
 def machine() -> str:
-    """Describe the machine in one line: processor, cores, Python and torch."""
+    """Describe the machine in one line: processor and its vectors, cores, Python and torch."""
     import torch
 
     model = platform.processor() or platform.machine()
@@ -163,6 +163,7 @@ def machine() -> str:
         names = [line.split(":")[1].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
         model = names[0] if names else model
     gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
+    model += f" ({torch.backends.cpu.get_cpu_capability()})"  # one name may stand for several generations
     return f"{model}, {os.cpu_count()} cores{gpu}; Python {platform.python_version()}, torch {torch.__version__}"
 
 

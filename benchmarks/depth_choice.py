@@ -418,7 +418,7 @@ def publish(cells: Cells, plan: Plan) -> None:
         f"training of the full depth, `oracle` one of every depth, each {plan.epochs} epochs. Costs are training MACs "
         "as the report counts them, expansion and fine-tuning together, evaluation after every epoch included; "
         "`cost_vs_full_learning` leaves it out of the full training alone. Seconds are those of "
-        "the processor. `path` lists the epochs of each step: e expand, c cool-down, s settle, f fine-tune. "
+        "the processor, compared only where search and oracle ran on one kind of machine. `path` lists the epochs of each step: e expand, c cool-down, s settle, f fine-tune. "
         "`blocks_off` counts planned depths. A search that missed its target counts as wrong. The settings of the "
         "search were chosen on validation curves of `cifar_resnet20` and Fashion-MNIST (docs/log.md): that pair tells "
         "less about other data than the others do. Pairs whose curve is here without a search have not been searched "

@@ -32,6 +32,7 @@ class Oracle:
         train_macs: mean cost of training each depth.
         learning_macs: of it, without the evaluations after every epoch.
         seconds: mean processor time of training each depth.
+        machines: that trained them.
         targets: pairs of target and the depth that is right for it.
         flat: neighbouring depths that differ by less than two standard errors: no target can be placed there.
         overtaken: neighbouring depths that differ by more, but where an earlier depth is better already.
@@ -44,6 +45,7 @@ class Oracle:
     train_macs: tuple[float, ...]
     learning_macs: tuple[float, ...]
     seconds: tuple[float, ...]
+    machines: frozenset[str]
     targets: tuple[tuple[float, int], ...]
     flat: int
     overtaken: int
@@ -91,6 +93,7 @@ def oracle_of(rows: Sequence[Row], most_targets: int = 0) -> Oracle:
         train_macs=means("train_macs"),
         learning_macs=means("learning_macs"),
         seconds=means("seconds"),
+        machines=frozenset(row["machine"] for row in rows),
         targets=tuple(targets),
         flat=flat,
         overtaken=overtaken,
@@ -132,7 +135,8 @@ def judged(row: Row, oracle: Oracle) -> Row | None:
         oracle: of the same dataset and backbone.
 
     Returns:
-        The row with its ratios; None where it is for a target that the oracle does not have (any more).
+        The row with its ratios, those of seconds where one machine measured all of it; None where it is for a target
+        that the oracle does not have (any more).
     """
     if row["kind"] == "search":
         right = dict(oracle.targets).get(row["target"])
@@ -141,6 +145,7 @@ def judged(row: Row, oracle: Oracle) -> Row | None:
         right = next(depth for depth, valid in zip(oracle.depths, oracle.valid, strict=True) if valid >= enough)
     if right is None:
         return None
+    same = oracle.machines == {row["machine"]}  # seconds of two machines say nothing of each other
     return {
         **row,
         "oracle_depth": right,
@@ -150,8 +155,8 @@ def judged(row: Row, oracle: Oracle) -> Row | None:
         "cost_vs_full": row["train_macs"] / oracle.train_macs[-1],
         "cost_vs_full_learning": row["train_macs"] / oracle.learning_macs[-1],
         "cost_vs_oracle": row["train_macs"] / sum(oracle.train_macs),
-        "seconds_vs_full": row["seconds"] / oracle.seconds[-1],
-        "seconds_vs_oracle": row["seconds"] / sum(oracle.seconds),
+        "seconds_vs_full": row["seconds"] / oracle.seconds[-1] if same else None,
+        "seconds_vs_oracle": row["seconds"] / sum(oracle.seconds) if same else None,
     }
 
 

@@ -19,7 +19,8 @@ def scratch(**changed):
         {
             "kind": "scratch", "data": "fashion-mnist", "backbone": "cifar_resnet20", "depth": depth, "seed": seed,
             "epochs": 30, "train_limit": 4_000, "valid": valid + (0.005 if seed else -0.005), "test": valid - 0.01,
-            "train_macs": 100 * depth, "learning_macs": 80 * depth, "seconds": 10.0 * depth, **changed,
+            "train_macs": 100 * depth, "learning_macs": 80 * depth, "seconds": 10.0 * depth,
+            "machine": "one", **changed,
         }
         for depth, valid in CURVE.items()
         for seed in (0, 1)
@@ -30,7 +31,8 @@ def found(target, depth, **changed):
     return {
         "kind": "search" if target else "auto", "data": "fashion-mnist", "backbone": "cifar_resnet20", "seed": 0,
         "target": target, "train_limit": 4_000, "search": search_code(), "depth": depth, "blocks": 9, "reached": True,
-        "within": 0.002, "test": 0.8, "train_macs": 250, "seconds": 20.0, **changed,
+        "within": 0.002, "test": 0.8, "train_macs": 250, "seconds": 20.0,
+        "machine": "one", **changed,
     }  # fmt: skip
 
 
@@ -60,6 +62,8 @@ def test_a_search_is_held_against_the_depth_that_is_right_for_its_target():
     assert row["cost_vs_full_learning"] == pytest.approx(250 / 400)
     assert row["cost_vs_oracle"] == pytest.approx(250 / 1100)
     assert (row["seconds_vs_full"], row["seconds_vs_oracle"]) == pytest.approx((20 / 50, 20 / 110))
+    other = judged(found(0.8525, 3, machine="another"), oracle)
+    assert (other["seconds_vs_full"], other["seconds_vs_oracle"], other["cost_vs_full"]) == (None, None, 0.5)
     assert judged(found(0.9999, 3), oracle) is None
 
 
