@@ -102,18 +102,35 @@ def test_batchnorm_statistics_belong_to_the_averaged_weights():
     torch.testing.assert_close(norm.running_var, features.var((0, 2, 3)), rtol=1e-2, atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("layer", "device", "first"),
+    [
+        (nn.Conv2d(15, 16, 1, stride=2), "cpu", True),
+        (nn.Conv2d(16, 16, 1, stride=2), "cpu", False),
+        (nn.Conv2d(32, 32, 1, stride=2, groups=4), "cpu", True),
+        (nn.Conv2d(15, 16, 1), "cpu", False),
+        (nn.Conv2d(15, 16, 3, stride=2), "cpu", False),
+        (nn.Conv2d(15, 16, 1, stride=2), "cuda", False),
+    ],
+)
+def test_narrow_strided_pointwise_convolutions_are_trained_channels_first_on_cpus(layer, device, first):
+    layout = torch.contiguous_format if first else torch.channels_last
+    assert training_layout(nn.Sequential(nn.ReLU(), layer), torch.device(device)) == layout
+
+
 @pytest.mark.parametrize(("width", "first"), [(0.25, True), (1.0, False)])
-def test_narrow_strided_pointwise_convolutions_are_trained_channels_first_on_cpus(width, first):
+def test_feature_maps_follow_the_layout_of_training(width, first):
     coloured = dataclasses.replace(DATA.spec.preprocessing, input_shape=(3, 8, 8), mean=(0.4,) * 3, std=(0.2,) * 3)
     spec = dataclasses.replace(DATA.spec, preprocessing=coloured)
     network = partition("cifar_resnet20", spec, width=width, seed=0).prefix(4)
-    assert training_layout(network, torch.device("cuda")) == torch.channels_last
     trained, seen = Stage(network, TRAINING, DATA.train), {}
     for name, layer in network.named_modules():
         if isinstance(layer, nn.Conv2d):
             layer.register_forward_hook(lambda _, x, y, name=name: seen.update({name: x[0].is_contiguous()}))
-    trained.train_step(torch.randn(16, 3, 8, 8), torch.arange(16) % 3, lambda _: 1.0)
-    assert set(seen.values()) == {first}
+    trained.train_step(
+        torch.randn(16, 3, 8, 8, device=trained.device), torch.arange(16, device=trained.device) % 3, lambda _: 1.0
+    )
+    assert set(seen.values()) == {first and trained.device.type == "cpu"}
 
 
 def test_recalibration_takes_whole_batches():

@@ -241,6 +241,23 @@ def test_a_resumed_expansion_ends_as_an_uninterrupted_one(tmp_path, stop_after, 
     check_resuming(config, training, stop_after, tmp_path)
 
 
+@pytest.mark.parametrize("stop_after", [2, 5])
+def test_what_is_under_way_keeps_the_length_that_it_began_with(tmp_path, stop_after):
+    config = dataclasses.replace(UNREACHABLE, depths=(1,), confirmations=1, cooldown_epochs=1)
+    now = dataclasses.replace(config, epochs_per_depth=1, cooldown_epochs=2)  # as another version would set them
+    begun = expand_epochs(
+        network(), DATA.train, DATA.valid, config=config, training=TRAINING, checkpoints=Checkpoints("expand", tmp_path)
+    )
+    caps = [next(begun).cap for _ in range(stop_after)]
+    begun.close()
+    checkpoints = Checkpoints("expand", tmp_path, resume=True)
+    rest = expand_epochs(network(), DATA.train, DATA.valid, config=now, training=TRAINING, checkpoints=checkpoints)
+    records = finish(rest).records
+    ends = [(record.phase, record.epoch, record.cap) for record in records if record.stop is not None]
+    cool = caps[-1] if stop_after == 5 else 6
+    assert ends == [("expand", 3, 3), ("cooldown", cool, cool)]
+
+
 @pytest.mark.parametrize("stop_after", [9, 10, 16, 21, 24])
 def test_an_expansion_resumed_while_depths_are_trained_alone_ends_as_an_uninterrupted_one(tmp_path, stop_after):
     # Depth 2 falls short, the network grows from what it was before.

@@ -143,7 +143,9 @@ def _step_epochs(
     settled = settle_target(records, depths, config)
     alone = [record.valid_score for record in records if (record.phase, record.depth) == ("settle", step.depth)]
     best = max(alone, default=-math.inf)
-    cap = cap_of(step.phase, config, stage.steps_per_epoch, step.stretch)
+    # What is under way keeps the length that it began with: another version may have begun it.
+    begun = bool(records) and records[-1].stop is None
+    cap = records[-1].cap if begun else cap_of(step.phase, config, stage.steps_per_epoch, step.stretch)
     for record in durable_epochs(
         stage,
         train,

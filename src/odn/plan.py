@@ -171,7 +171,7 @@ def _longest_search(workload: Workload, max_depth: int, steps: int) -> Iterator[
     before = 0
     trunk: int | None = depths[0]
     while trunk is not None:
-        grown = cap_of("expand", config, steps, growing(depths, trunk, config).stretch)
+        grown = cap_of("expand", config, steps, growing(depths, trunk, config, depths[0]).stretch)
         yield trunk, grown + cap_of("cooldown", config, steps)
         # Depths that were expected to do and did not.
         added = [depth for depth in depths if before < depth <= trunk]

@@ -17,7 +17,7 @@ from odn.stopping import growth_is_over, near, settle_target, trunk_of
 MOST_SETTLED = 3  # depths of one network that are trained on their own
 _LONGER = 1.5  # times the epochs of settling, where a miss would cost another network or the target
 _LONGER_GAIN = 0.95  # times the errors that it leaves then
-_SHORTER = 0.5  # times the epochs of growing, where nothing depends on how near the target a network comes
+_SHORTER = 0.5  # times the epochs of growing, where a network is annealed however near the target it comes
 _SHALLOWER = 1.07  # times what one depth made of its errors, a shallower one should make of its own
 
 
@@ -29,7 +29,7 @@ class Step:
         phase: of training.
         depth: blocks in training.
         source: for a depth that is trained on its own, how deep the network was whose kept weights it starts from.
-        stretch: times the epochs that its phase takes otherwise.
+        stretch: times the epochs that its phase takes by default.
     """
 
     phase: Phase
@@ -73,18 +73,20 @@ def next_trunk(depths: Sequence[int], depth: int) -> int | None:
     return depths[-1] if 8 * passed >= 3 * len(depths) else depths[2 * passed - 1]
 
 
-def growing(depths: Sequence[int], depth: int, config: ExpandConfig) -> Step:
+def growing(depths: Sequence[int], depth: int, config: ExpandConfig, first: int) -> Step:
     """Describe the training of a network at a constant learning rate.
 
     Args:
         depths: the plan, ascending.
         depth: of the network.
-        config: whether it is annealed afterwards.
+        config: the target, and whether networks are annealed.
+        first: depth of the first network.
 
     Returns:
-        The step; a short one for the deepest network, which is annealed however near the target it comes.
+        The step; a short one for the deepest network, which is annealed however near the target it comes. An automatic
+        target depends on how well that network does, and fresh weights need their time.
     """
-    short = depth == depths[-1] and config.cooldown_epochs > 0
+    short = first < depth == depths[-1] and config.cooldown_epochs > 0 and config.target_accuracy > 0
     return Step(phase="expand", depth=depth, stretch=_SHORTER if short else 1.0)
 
 
@@ -118,15 +120,17 @@ def next_step(
         The step, or None when expansion is over.
     """
     if not records:
-        return growing(depths, first or depths[0], config)
+        first = first or depths[0]
+        return growing(depths, first, config, first)
+    first = records[0].depth
     last = records[-1]
     trunk = trunk_of(records)
     if last.stop is None:
         if last.phase == "settle":
             return settling(depths, last.depth, trunk)
-        return growing(depths, trunk, config) if last.phase == "expand" else Step(phase="cooldown", depth=trunk)
+        return growing(depths, trunk, config, first) if last.phase == "expand" else Step(phase="cooldown", depth=trunk)
     deeper = next_trunk(depths, trunk)
-    grow = growing(depths, deeper, config) if deeper is not None else None
+    grow = growing(depths, deeper, config, first) if deeper is not None else None
     if last.phase == "expand":
         over = near(last, depths, config) if config.target_accuracy else growth_is_over(records, depths)
         if not over and grow is not None:
@@ -205,5 +209,9 @@ def _gain(joint: dict[int, float], tried: dict[int, EpochRecord], held: set[int]
         return expected
     depth, record = next(iter(tried.items()))
     measured = (1 - record.valid_score) / joint[depth] if joint[depth] else 1.0
+    if depth not in held:
+        return min(measured, expected)
+    if depth == max(joint):
+        measured /= _LONGER_GAIN  # shallower ones do not settle for longer
     # The heads of deeper depths do worse among the others than those of shallower ones.
-    return min(measured * _SHALLOWER, 1.0) if depth in held else min(measured, expected)
+    return min(measured * _SHALLOWER, 1.0)

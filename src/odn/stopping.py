@@ -168,11 +168,12 @@ def cap_of(phase: Phase, config: ExpandConfig, steps_per_epoch: int, stretch: fl
         phase: ``expand``, ``cooldown`` or ``settle``.
         config: the caps.
         steps_per_epoch: of the optimizer; small datasets need more epochs for as many steps.
-        stretch: times the epochs that the phase takes otherwise.
+        stretch: times the epochs that the phase takes by default.
 
     Returns:
-        Number of epochs; of growing, where it has no cap of its own, 4, or as many as 500 steps take, at most 20. Those
-        of annealing are stretched likewise where an epoch has less than 80 steps, to three times as many at most.
+        Number of epochs; of growing what ``config.epochs_per_depth`` says, whatever the stretch, otherwise 4, or as
+        many as 500 steps take, at most 20. Those of annealing are raised likewise where an epoch has less than 80
+        steps, to three times as many at most.
     """
     if phase == "expand":
         return config.epochs_per_depth or math.ceil(stretch * min(max(4, math.ceil(500 / steps_per_epoch)), 20))
@@ -238,7 +239,8 @@ def settle_target(records: Sequence[EpochRecord], depths: Sequence[int], config:
         config: the target; 0 stands for an automatic one.
 
     Returns:
-        The settings with the target filled in, or as they were where it is given or not yet known.
+        The settings with the target filled in, or as they were where it is given, not yet known, or an R² that is not
+        above that of one answer for every sample.
     """
     joint = [record for record in records if record.phase in ("expand", "cooldown")]
     if config.target_accuracy or not joint or joint[-1].stop is None:
@@ -255,7 +257,7 @@ def settle_target(records: Sequence[EpochRecord], depths: Sequence[int], config:
         alone = [record for record in records if (record.phase, record.depth) == (last.phase, last.depth)]
         reached = [*alone, scores_by_depth(joint[-1], depths)[last.depth]]
         target = min(target, max(record.valid_score for record in reached))
-    return dataclasses.replace(config, target_accuracy=target)
+    return dataclasses.replace(config, target_accuracy=max(target, 0.0))
 
 
 def decide(records: Sequence[EpochRecord], config: ExpandConfig, depths: Sequence[int]) -> StopReason | None:
