@@ -64,7 +64,7 @@ def expand_result(records: Sequence[EpochRecord], depths: Sequence[int], config:
     """
     settled = settle_target(records, depths, config)
     holding = holding_depths(records, depths, settled)
-    if not config.target_accuracy and records[-1].phase == "settle":
+    if not config.target_accuracy and settled.target_accuracy and records[-1].phase == "settle":
         holding = {records[-1].depth}  # an automatic target asks for no more than what it reached
     known = {record.depth: record for record in best_by_depth(records) if record.depth in depths}
     chosen = min(holding) if holding else max(known, key=lambda depth: (known[depth].valid_score, -depth))
