@@ -84,6 +84,16 @@ def test_int8_layers_are_computed_in_int8(deployed, tmp_path):
     assert "Conv" not in run
 
 
+def test_int8_weights_leave_room_for_the_sums_of_processors_without_vnni(deployed):
+    onnx = pytest.importorskip("onnx")
+    model = onnx.load(deployed / "model.int8.onnx")
+    weights = [onnx.numpy_helper.to_array(t) for t in model.graph.initializer if t.data_type == onnx.TensorProto.INT8]
+    largest = max(int(np.abs(weight.astype(int)).max()) for weight in weights)
+    # Their instruction adds two products in 16 bits.
+    assert 2 * 255 * largest < 2**15
+    assert largest == 64
+
+
 def test_a_file_runs_without_torch_in_a_process_of_its_own(deployed, network, tmp_path):
     images = stripes(70, seed=5)[0][:, None]
     np.save(tmp_path / "images.npy", images)

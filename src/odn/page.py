@@ -85,11 +85,12 @@ def render_page(
             "mean where all are trained at once.</p>"
         )
     test = "not measured" if dataset["test"] is None else f"{dataset['test']:,}"
+    outputs = _counted(dataset["classes"], "number" if figures["task"] == "regression" else "class")
     return _PAGE.substitute(
         title=escape(f"{figures['backbone']} on {dataset['name']}"),
         verdict=_verdict(figures),
         data=escape(
-            f"{dataset['classes']} classes, {inputs}; {dataset['train']:,} for training, "
+            f"{outputs}, {inputs}; {dataset['train']:,} for training, "
             f"{dataset['valid']:,} for validation, test: {test}. Seed {figures['seed']}.{_cut(figures['truncated'])}"
         ),
         headings="".join(f"<th>{escape(heading)}</th>" for heading in HEADINGS),
@@ -197,6 +198,11 @@ def _cut(truncated: dict[str, int] | None) -> str:
     if not truncated or not any(truncated.values()):
         return ""
     return f" Cut off: {truncated['train']:,} training and {truncated['valid']:,} validation texts."
+
+
+def _counted(count: int, noun: str) -> str:
+    plural = noun + ("es" if noun.endswith("s") else "s")
+    return f"{count:,} {noun if count == 1 else plural}"
 
 
 def _classes(figures: dict[str, Any]) -> str:
