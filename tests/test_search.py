@@ -48,18 +48,6 @@ def test_only_a_network_near_the_target_or_the_deepest_is_annealed():
     assert next_step([ended("expand", 4, scores=(1, 1, 1, 1))], (1, 2, 4), TARGET) == Step(phase="cooldown", depth=4)
 
 
-def test_the_deepest_network_grows_half_as_long_where_it_is_annealed_in_any_case():
-    half, whole = Step(phase="expand", depth=4, stretch=0.5), Step(phase="expand", depth=4)
-    before = ended("expand", 2, scores=(900, 922))
-    begun = [before, ended("expand", 4, None)]
-    assert next_step([before], (1, 2, 4), TARGET) == next_step(begun, (1, 2, 4), TARGET) == half
-    assert next_step(begun, (1, 2, 4, 6), TARGET) == whole
-    assert next_step(begun, (1, 2, 4), dataclasses.replace(TARGET, cooldown_epochs=0)) == whole
-    # An automatic target depends on it, and the first network starts from fresh heads.
-    assert next_step(begun, (1, 2, 4), dataclasses.replace(TARGET, target_accuracy=0.0)) == whole
-    assert next_step(begun[1:], (1, 2, 4), TARGET) == whole
-
-
 def test_growing_doubles_the_planned_depths_until_all_are_hardly_more():
     def path(depths):
         found = [depths[0]]

@@ -186,8 +186,6 @@ def test_small_datasets_get_more_epochs(steps, grow, cool, settle, longer):
     config = ExpandConfig()
     assert [cap_of(phase, config, steps) for phase in ("expand", "cooldown", "settle")] == [grow, cool, settle]
     assert cap_of("settle", config, steps, 1.5) == longer
-    assert cap_of("expand", config, steps, 0.5) == math.ceil(grow / 2)
-    assert cap_of("expand", ExpandConfig(epochs_per_depth=3), steps, 0.5) == 3
     assert cap_of("expand", ExpandConfig(epochs_per_depth=3), steps) == 3
     assert cap_of("settle", ExpandConfig(settle_epochs=0), steps) == 0
 

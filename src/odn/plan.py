@@ -24,7 +24,7 @@ from odn.measure import macs_by_depth, training_bytes
 from odn.network import Prefix, build_network
 from odn.optimizers import batch_size_for, settled
 from odn.processes import training_device
-from odn.search import MOST_SETTLED, growing, next_trunk, plan_depths, settling
+from odn.search import MOST_SETTLED, next_trunk, plan_depths, settling
 from odn.stage import Stage
 from odn.stopping import cap_of
 from odn.texts import plain_preprocessing
@@ -171,8 +171,7 @@ def _longest_search(workload: Workload, max_depth: int, steps: int) -> Iterator[
     before = 0
     trunk: int | None = depths[0]
     while trunk is not None:
-        grown = cap_of("expand", config, steps, growing(depths, trunk, config, depths[0]).stretch)
-        yield trunk, grown + cap_of("cooldown", config, steps)
+        yield trunk, cap_of("expand", config, steps) + cap_of("cooldown", config, steps)
         # Depths that were expected to do and did not.
         added = [depth for depth in depths if before < depth <= trunk]
         for depth in added[-MOST_SETTLED:]:

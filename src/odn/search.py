@@ -17,7 +17,6 @@ from odn.stopping import growth_is_over, near, settle_target, trunk_of
 MOST_SETTLED = 3  # depths of one network that are trained on their own
 _LONGER = 1.5  # times the epochs of settling, where a miss would cost another network or the target
 _LONGER_GAIN = 0.95  # times the errors that it leaves then
-_SHORTER = 0.5  # times the epochs of growing, where a network is annealed however near the target it comes
 _SHALLOWER = 1.07  # times what one depth made of its errors, a shallower one should make of its own
 
 
@@ -73,23 +72,6 @@ def next_trunk(depths: Sequence[int], depth: int) -> int | None:
     return depths[-1] if 8 * passed >= 3 * len(depths) else depths[2 * passed - 1]
 
 
-def growing(depths: Sequence[int], depth: int, config: ExpandConfig, first: int) -> Step:
-    """Describe the training of a network at a constant learning rate.
-
-    Args:
-        depths: the plan, ascending.
-        depth: of the network.
-        config: the target, and whether networks are annealed.
-        first: depth of the first network.
-
-    Returns:
-        The step; a short one for the deepest network, which is annealed however near the target it comes. An automatic
-        target depends on how well that network does, and fresh weights need their time.
-    """
-    short = first < depth == depths[-1] and config.cooldown_epochs > 0 and config.target_accuracy > 0
-    return Step(phase="expand", depth=depth, stretch=_SHORTER if short else 1.0)
-
-
 def settling(depths: Sequence[int], depth: int, trunk: int) -> Step:
     """Describe the training of one depth on its own.
 
@@ -120,17 +102,13 @@ def next_step(
         The step, or None when expansion is over.
     """
     if not records:
-        first = first or depths[0]
-        return growing(depths, first, config, first)
-    first = records[0].depth
+        return Step(phase="expand", depth=first or depths[0])
     last = records[-1]
     trunk = trunk_of(records)
     if last.stop is None:
-        if last.phase == "settle":
-            return settling(depths, last.depth, trunk)
-        return growing(depths, trunk, config, first) if last.phase == "expand" else Step(phase="cooldown", depth=trunk)
+        return settling(depths, last.depth, trunk) if last.phase == "settle" else Step(phase=last.phase, depth=trunk)
     deeper = next_trunk(depths, trunk)
-    grow = growing(depths, deeper, config, first) if deeper is not None else None
+    grow = Step(phase="expand", depth=deeper) if deeper is not None else None
     if last.phase == "expand":
         over = near(last, depths, config) if config.target_accuracy else growth_is_over(records, depths)
         if not over and grow is not None:

@@ -168,15 +168,14 @@ def cap_of(phase: Phase, config: ExpandConfig, steps_per_epoch: int, stretch: fl
         phase: ``expand``, ``cooldown`` or ``settle``.
         config: the caps.
         steps_per_epoch: of the optimizer; small datasets need more epochs for as many steps.
-        stretch: times the epochs that the phase takes by default.
+        stretch: times the epochs that annealing takes by default.
 
     Returns:
-        Number of epochs; of growing what ``config.epochs_per_depth`` says, whatever the stretch, otherwise 4, or as
-        many as 500 steps take, at most 20. Those of annealing are raised likewise where an epoch has less than 80
-        steps, to three times as many at most.
+        Number of epochs; of growing, where it has no cap of its own, 4, or as many as 500 steps take, at most 20. Those
+        of annealing are raised likewise where an epoch has less than 80 steps, to three times as many at most.
     """
     if phase == "expand":
-        return config.epochs_per_depth or math.ceil(stretch * min(max(4, math.ceil(500 / steps_per_epoch)), 20))
+        return config.epochs_per_depth or min(max(4, math.ceil(500 / steps_per_epoch)), 20)
     epochs = config.cooldown_epochs if phase == "cooldown" else config.settle_epochs
     return math.ceil(epochs * stretch * min(max(1.0, 80 / steps_per_epoch), 3.0))
 

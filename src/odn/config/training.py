@@ -80,8 +80,7 @@ class ExpandConfig:
         within: how far below the best accuracy the shallowest network may stay with an automatic target.
         depths: the depths that may be chosen, ascending; empty means every depth from 1 to the full one.
         epochs_per_depth: hard cap on the epochs at a constant learning rate at one depth. 0 means 4, or as many as 500
-            steps take where that is more, at most 20. With a target the deepest network, annealed in
-            any case, takes half of these; a number given here holds for all.
+            steps take where that is more, at most 20.
         confirmations: consecutive evaluations that must reach the target.
         confidence: when above 0, the lower Wilson bound at this confidence must reach the target, e.g. 0.95.
         patience: a network has converged when so many epochs in a row brought no improvement.
