@@ -45,8 +45,8 @@ SEARCH_CODE = (
 )
 
 # Code whose searches take the same steps as those of an earlier one, so that rows of that stay what they are: the later
-# differs in how long the deepest network grows, in resuming, in automatic targets, and in what is expected of a shallower
-# depth after the deepest of a network has held. Rows in which one of these took part were taken out.
+# differs in how long the deepest network grows, in resuming, in automatic targets, and in what is expected of a
+# shallower depth after the deepest of a network has held. Rows in which one of these took part were taken out.
 SAME_SEARCH = {"a293cb16": "fe169a34"}
 
 
