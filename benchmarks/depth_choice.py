@@ -339,6 +339,7 @@ def summarise(rows: Sequence[Row], plan: Plan) -> Row:
     grown = [row for row in of_plan(rows, plan) if row["kind"] == "search" and row["data"] == GROWTH_DATA]
     return {
         **figures_of(searches, autos, list(oracles.values())),
+        "cells_planned": len(plan.seeds) * sum(len(oracle.targets) for oracle in oracles.values()),
         "cost_growth_exponent": growth_exponent([row for row in grown if row["target"] == target], plan.growth),
     }
 
@@ -429,8 +430,8 @@ def publish(cells: Cells, plan: Plan) -> None:
         "each step: e expand, c cool-down, s settle, f fine-tune. "
         "`blocks_off` counts planned depths. A search that missed its target counts as wrong. The settings of the "
         "search were chosen on validation curves of `cifar_resnet20` and Fashion-MNIST (docs/log.md): that pair tells "
-        "less about other data than the others do. Pairs whose curve is here without a search have not been searched "
-        "for yet.\n\n"
+        "less about other data than the others do. A target whose searches are not here, `cells` "
+        "being less than `cells_planned`, has not been searched for yet: the figures say nothing of it.\n\n"
         "The oracle: means over seeds; `error` is the standard error of the difference to the depth before, `target` "
         "what is asked of the search for which this depth is right.\n\n" + table(curves, CURVES)
     )
