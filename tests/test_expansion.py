@@ -1,4 +1,5 @@
 import dataclasses
+from itertools import groupby
 
 import pytest
 import torch
@@ -110,7 +111,7 @@ def test_of_equal_epochs_of_a_depth_alone_the_last_is_kept(monkeypatch):
     alone = [index for index, record in enumerate(result.records) if record.phase == "settle"]
     assert len(alone) > 2
     assert len({result.records[index].valid_score for index in alone}) == 1
-    assert kept[1:] == [("depth_001", index) for index in alone]
+    assert [entry for entry in kept if entry[0] == "depth_001"] == [("depth_001", index) for index in alone]
 
 
 def test_only_planned_depths_are_chosen():
@@ -131,26 +132,41 @@ def test_a_network_near_the_target_is_annealed_before_more_blocks_are_attached()
     assert rates[2:9] == pytest.approx([0.05 * (1 - step / 6) for step in range(7)])
 
 
-def test_the_shallowest_depth_that_should_do_is_trained_on_its_own_from_the_annealed_network(monkeypatch):
+def started_alone(monkeypatch, depths, checkpoints):
+    """Expand, and return the network, its result, the first depth trained on its own and what that began with."""
     starts = {}
 
     def watched(stage, *arguments, **options):
-        starts[options["phase"], stage.network.depth] = state(stage.network)
+        if options["phase"] == "settle":
+            starts.setdefault(stage.network.depth, state(stage.network))
         return train_epochs(stage, *arguments, **options)
 
     monkeypatch.setattr("odn.durable.train_epochs", watched)
-    checkpoints = Checkpoints("expand")
     grown = network()
-    config = dataclasses.replace(BRIEF, depths=(2, 4), reach=1.0, gain=0.5)
+    config = dataclasses.replace(BRIEF, depths=depths, reach=1e9, gain=0.01)
     epochs = expand_epochs(grown, DATA.train, DATA.valid, config=config, training=FAST, checkpoints=checkpoints)
     result = finish(epochs)
-    settled = [record for record in result.records if record.phase == "settle"]
-    source = max(record.depth for record in result.records if record.phase == "cooldown")
-    together = grown.trunk(source)
-    checkpoints.take(f"trunk_{source:03d}", together)
-    first = settled[0].depth
-    assert same(starts["settle", first], state(together.prefix(first)))
-    assert same(starts["settle", first], state(extract(together, first)))
+    return grown, result, *next(iter(starts.items()))
+
+
+def test_the_shallowest_depth_that_should_do_is_trained_on_its_own_from_the_annealed_network(monkeypatch):
+    checkpoints = Checkpoints("expand")
+    together, result, first, start = started_alone(monkeypatch, (2, 4, 6), checkpoints)
+    source = next(record.depth for record in result.records if record.phase == "cooldown")
+    assert source < 6
+    checkpoints.take(f"trunk_{source:03d}", together.trunk(source))
+    assert same(start, state(together.prefix(first)))
+    assert same(start, state(extract(together, first)))
+
+
+def test_a_depth_of_the_deepest_network_is_trained_on_its_own_from_the_weights_that_expansion_began_with(monkeypatch):
+    _, result, first, start = started_alone(monkeypatch, (2,), Checkpoints("expand"))
+    assert [phase for phase, _ in groupby(record.phase for record in result.records)] == [
+        "expand",
+        "cooldown",
+        "settle",
+    ]
+    assert same(start, state(network().prefix(first)))
 
 
 @pytest.mark.parametrize(("depth", "same_function"), [(2, True), (4, False)])

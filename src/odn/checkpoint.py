@@ -221,6 +221,17 @@ class Checkpoints:
         elif self._writes:
             save_network(network, self._folder / name, weights)
 
+    def holds(self, name: str) -> bool:
+        """Tell whether a network is kept under a name.
+
+        Args:
+            name: as given to ``keep``.
+
+        Returns:
+            Whether ``take`` would find it.
+        """
+        return name in self._kept if self._run is None else (self._folder / name).is_dir()
+
     def take(self, name: str, network: Network) -> None:
         """Load the weights of a network kept earlier.
 

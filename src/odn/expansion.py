@@ -27,6 +27,7 @@ from odn.starting import Start, first_depth
 from odn.stopping import cap_of, decide, has_begun, settle_target, trunk_of
 from odn.supervision import AllDepthsLoss
 
+_FRESH = "fresh"  # the weights that expansion began with, under this name
 _log = logging.getLogger("odn")
 
 
@@ -98,6 +99,8 @@ def expand_epochs(
     depths = plan_depths(config, network.max_depth)
     start = _started(network, train, valid, depths, config, training, seed, checkpoints)
     first = first_depth(start, depths, config)
+    if start is None and (checkpoints.position is None or not checkpoints.holds(_FRESH)):
+        checkpoints.keep(_FRESH, network)
     stage: Stage | None = None
     position = checkpoints.position
     if position is not None:
@@ -256,7 +259,9 @@ def _stage_for(
     if isinstance(stage.network, PartitionedNetwork) and step.phase == "expand":
         stage.settle()  # training goes on from the averaged weights
         previous = stage
-    else:  # what was trained on its own since is left aside
+    elif step.phase == "settle" and step.source is None and checkpoints.start is None:
+        checkpoints.take(_FRESH, network)
+    else:  # what was trained on its own since is left aside; trained weights are worth more than a new beginning
         checkpoints.take(kept_name("expand", before), network.trunk(before))
     if step.phase == "expand":
         probed = {probe.depth for probe in checkpoints.start.probes} if checkpoints.start else set()

@@ -5,8 +5,10 @@ how all of them do beside each other; the shallowest that should hold the target
 here.
 """
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 from odn.config import ExpandConfig
 from odn.errors import UsageError
@@ -16,8 +18,8 @@ from odn.stopping import growth_is_over, near, settle_target, trunk_of
 
 MOST_SETTLED = 3  # depths of one network that are trained on their own
 _LONGER = 1.5  # times the epochs of settling, where a miss would cost another network or the target
-_LONGER_GAIN = 0.95  # times the errors that it leaves then
-_SHALLOWER = 1.07  # times what one depth made of its errors, a shallower one should make of its own
+_LAST = 0.95  # times the errors: what the deepest depth of a network gains alone beyond what the others gain
+_SHALLOWER = 1.07  # times the errors: what the others gain less
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +29,8 @@ class Step:
     Attributes:
         phase: of training.
         depth: blocks in training.
-        source: for a depth that is trained on its own, how deep the network was whose kept weights it starts from.
+        source: for a depth that is trained on its own, how deep the network was whose kept weights it starts from;
+            None for the weights that expansion began with.
         stretch: times the epochs that its phase takes by default.
     """
 
@@ -82,9 +85,11 @@ def settling(depths: Sequence[int], depth: int, trunk: int) -> Step:
 
     Returns:
         The step. After the deepest depth of a network comes another network, after the deepest network nothing: these
-        take longer.
+        take longer. Of the deepest network they begin anew: blocks that learnt beside many heads end up worse alone.
     """
-    return Step(phase="settle", depth=depth, source=trunk, stretch=_LONGER if trunk in (depth, depths[-1]) else 1.0)
+    deepest = trunk == depths[-1]
+    stretch = _LONGER if deepest or depth == trunk else 1.0
+    return Step(phase="settle", depth=depth, source=None if deepest else trunk, stretch=stretch)
 
 
 def next_step(
@@ -119,26 +124,25 @@ def next_step(
     if automatic and last.phase == "settle":
         return None  # what there is to be had is known
     settled = settle_target(records, depths, config)
-    chosen = _candidate(records, depths, settled)
+    chosen = _candidate(records, depths, settled, automatic=automatic)
     if chosen is not None and config.settle_epochs:
         return settling(depths, chosen, trunk)
     return None if automatic or holding_depths(records, depths, settled) else grow
 
 
-def _joint(records: Sequence[EpochRecord]) -> EpochRecord:
-    """Return the newest epoch in which all depths were trained together."""
-    return next(record for record in reversed(records) if record.phase != "settle")
-
-
-def _settled(records: Sequence[EpochRecord]) -> dict[int, EpochRecord]:
-    """Return the best epoch of every depth that was trained on its own from the newest network, newest first."""
-    best: dict[int, EpochRecord] = {}
-    for record in reversed(records):
-        if record.phase != "settle":
-            break
-        if record.depth not in best or record.valid_score >= best[record.depth].valid_score:
-            best[record.depth] = record
-    return best
+def _networks(records: Sequence[EpochRecord]) -> Iterator[tuple[EpochRecord, dict[int, EpochRecord]]]:
+    """Yield the networks so far: the last epoch of all depths together, the best of those trained on their own."""
+    for together, group in groupby(records, key=lambda record: record.phase != "settle"):
+        if together:
+            *_, joint = group
+            alone: dict[int, EpochRecord] = {}
+        else:
+            for record in group:
+                if record.depth not in alone or record.valid_score >= alone[record.depth].valid_score:
+                    alone[record.depth] = record
+            yield joint, alone
+    if together:
+        yield joint, {}
 
 
 def _judged_before(records: Sequence[EpochRecord]) -> int:
@@ -148,48 +152,54 @@ def _judged_before(records: Sequence[EpochRecord]) -> int:
     return before if any((record.phase, record.depth) == ("cooldown", before) for record in records) else 0
 
 
-def _candidate(records: Sequence[EpochRecord], depths: Sequence[int], config: ExpandConfig) -> int | None:
+def _candidate(
+    records: Sequence[EpochRecord], depths: Sequence[int], config: ExpandConfig, *, automatic: bool
+) -> int | None:
     """Return the shallowest depth of which enough is expected once it is trained on its own; None without one."""
-    joint = {one.depth: 1 - one.valid_score for one in _joint(records).by_depth() if one.depth in depths}
-    tried = _settled(records)
-    held = {depth for depth in tried if depth in holding_depths(records, depths, config)}
+    *_, (joint, tried) = _networks(records)
+    errors = {one.depth: 1 - one.valid_score for one in joint.by_depth() if one.depth in depths}
+    held = holding_depths(records, depths, config).intersection(tried)
     low = max((depth for depth in tried if depth not in held), default=_judged_before(records))
     high = min(held, default=depths[-1] + 1)
-    open_ = [depth for depth in joint if low < depth < high]
-    trunk = trunk_of(records)
-    deepest = trunk == depths[-1]
+    open_ = [depth for depth in errors if low < depth < high]
+    deepest = joint.depth == depths[-1]
     if len(tried) >= MOST_SETTLED or (held and deepest):
         return None  # a shallower one would cost as much again as the one that was trained for longer
-    gain = _gain(joint, tried, held, config.gain)
-    expected = {depth: gain * joint[depth] for depth in open_}
-    if trunk in expected and not deepest:
-        expected[trunk] *= _LONGER_GAIN  # of the deepest network a block too many is cheaper than a miss
+    gain = _gain(records, depths, config, held)
+    apart = not (deepest or automatic)  # those of the deepest network all take as long, and begin anew
+    expected = {depth: errors[depth] * (gain * _share(depth, joint.depth) if apart else gain) for depth in open_}
     hopeful = next((depth for depth in open_ if expected[depth] <= 1 - config.target_accuracy), None)
     if hopeful is not None or tried or not deepest:
         return hopeful
     # Nothing deeper can be had: the one that does best is trained to its end before it is given up.
-    return min(open_, key=lambda depth: joint[depth])
+    return min(open_, key=lambda depth: errors[depth])
 
 
-def _gain(joint: dict[int, float], tried: dict[int, EpochRecord], held: set[int], expected: float) -> float:
-    """Say how many times the errors that it makes among the others a depth should make on its own.
+def _share(depth: int, trunk: int) -> float:
+    return _LAST if depth == trunk else _SHALLOWER
+
+
+def _gain(records: Sequence[EpochRecord], depths: Sequence[int], config: ExpandConfig, held: set[int]) -> float:
+    """Say how many times the errors that they make among the others depths make on their own.
 
     Args:
-        joint: error among the others by depth.
-        tried: best epoch alone of the depths that were trained on their own, newest first.
-        held: those of them that hold the target.
-        expected: the answer before anything was tried.
+        records: of the expansion, oldest first.
+        depths: the plan, ascending.
+        config: the answer before anything was tried.
+        held: the depths of the newest network that hold the target.
 
     Returns:
-        What the newest one tried has shown; at most what was expected for a deeper one after a miss.
+        What the newest depth that held has shown. One that fell short counts half: deeper ones may gain more, and
+        those of other networks, too.
     """
-    if not tried:
-        return expected
-    depth, record = next(iter(tried.items()))
-    measured = (1 - record.valid_score) / joint[depth] if joint[depth] else 1.0
-    if depth not in held:
-        return min(measured, expected)
-    if depth == max(joint):
-        measured /= _LONGER_GAIN  # shallower ones do not settle for longer
-    # The heads of deeper depths do worse among the others than those of shallower ones.
-    return min(measured * _SHALLOWER, 1.0)
+    gain = config.gain
+    for joint, alone in _networks(records):
+        errors = {one.depth: 1 - one.valid_score for one in joint.by_depth()}
+        for depth, record in alone.items():
+            measured = (1 - record.valid_score) / errors[depth] if errors[depth] else 1.0
+            share = 1.0 if joint.depth == depths[-1] else _share(depth, joint.depth)
+            if depth in held and joint.depth == trunk_of(records):
+                gain = measured / min(share, 1.0)
+            else:
+                gain = math.sqrt(gain * measured / share)
+    return min(gain, 1.0)
