@@ -287,6 +287,15 @@ def test_an_expansion_resumed_while_depths_are_trained_alone_ends_as_an_uninterr
     ]  # fmt: skip
 
 
+def test_a_run_begun_anew_forgets_the_weights_that_the_one_before_began_with(tmp_path):
+    for seed in (0, 1):
+        checkpoints = Checkpoints("expand", tmp_path)
+        next(expand_epochs(network(seed), DATA.train, DATA.valid, config=UNREACHABLE, checkpoints=checkpoints))
+    fresh = network(2)
+    checkpoints.take("fresh", fresh)
+    assert same(state(fresh), state(network(1)))
+
+
 def finished_run(path) -> None:
     config = dataclasses.replace(UNREACHABLE, depths=(1,), epochs_per_depth=2)
     checkpoints = Checkpoints("expand", path)
