@@ -240,11 +240,8 @@ class Checkpoints:
             network: of the same shapes.
         """
         wait()  # until it is written
-        if self._run is None:
-            kept = self._kept[name]
-        else:
-            load = load_partitioned if isinstance(network, PartitionedNetwork) else load_network
-            kept = load(self._folder / name).state_dict()
+        load = load_partitioned if isinstance(network, PartitionedNetwork) else load_network
+        kept = self._kept[name] if self._run is None else load(self._folder / name).state_dict()
         network.load_state_dict(kept)
 
 
@@ -300,5 +297,4 @@ def _state_of(stage: Stage) -> dict[str, Tensor]:
 
 
 def _group(tensors: dict[str, Tensor], group: str) -> dict[str, Tensor]:
-    prefix = f"{group}/"
-    return {key.removeprefix(prefix): t for key, t in tensors.items() if key.startswith(prefix)}
+    return {key.removeprefix(f"{group}/"): t for key, t in tensors.items() if key.startswith(f"{group}/")}
