@@ -161,11 +161,8 @@ def test_the_shallowest_depth_that_should_do_is_trained_on_its_own_from_the_anne
 
 def test_a_depth_of_the_deepest_network_is_trained_on_its_own_from_the_weights_that_expansion_began_with(monkeypatch):
     _, result, first, start = started_alone(monkeypatch, (2,), Checkpoints("expand"))
-    assert [phase for phase, _ in groupby(record.phase for record in result.records)] == [
-        "expand",
-        "cooldown",
-        "settle",
-    ]
+    phases = [phase for phase, _ in groupby(record.phase for record in result.records)]
+    assert phases == ["expand", "cooldown", "settle"]
     assert same(start, state(network().prefix(first)))
 
 
