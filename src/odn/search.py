@@ -18,8 +18,8 @@ from odn.stopping import growth_is_over, near, settle_target, trunk_of
 
 MOST_SETTLED = 3  # depths of one network that are trained on their own
 _LONGER = 1.5  # times the epochs of settling, where a miss would cost another network or the target
-_LAST = 0.95  # times the errors: what the deepest depth of a network gains alone beyond what the others gain
-_SHALLOWER = 1.07  # times the errors: what the others gain less
+_LAST = 0.95  # times the errors expected of the last depth that is much cheaper than the deepest network
+_OTHERS = 1.12  # times those of others: they gain less alone, and where they are passed over the next is near
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,8 +166,8 @@ def _candidate(
     if len(tried) >= MOST_SETTLED or (held and deepest):
         return None  # a shallower one would cost as much again as the one that was trained for longer
     gain = _gain(records, depths, config, held)
-    apart = not (deepest or automatic)  # those of the deepest network all take as long, and begin anew
-    expected = {depth: errors[depth] * (gain * _share(depth, joint.depth) if apart else gain) for depth in open_}
+    shares = {depth: 1.0 if automatic else _share(depth, joint.depth, depths) for depth in open_}
+    expected = {depth: errors[depth] * gain * shares[depth] for depth in open_}
     hopeful = next((depth for depth in open_ if expected[depth] <= 1 - config.target_accuracy), None)
     if hopeful is not None or tried or not deepest:
         return hopeful
@@ -175,8 +175,12 @@ def _candidate(
     return min(open_, key=lambda depth: errors[depth])
 
 
-def _share(depth: int, trunk: int) -> float:
-    return _LAST if depth == trunk else _SHALLOWER
+def _share(depth: int, trunk: int, depths: Sequence[int]) -> float:
+    """Say how many times the errors are expected of a depth that ``gain`` alone leads to expect."""
+    deeper = next_trunk(depths, trunk)
+    if deeper is None:
+        return 1.0  # those of the deepest network all take as long, and begin anew
+    return _LAST if depth == trunk and deeper == depths[-1] else _OTHERS
 
 
 def _gain(records: Sequence[EpochRecord], depths: Sequence[int], config: ExpandConfig, held: set[int]) -> float:
@@ -197,7 +201,7 @@ def _gain(records: Sequence[EpochRecord], depths: Sequence[int], config: ExpandC
         errors = {one.depth: 1 - one.valid_score for one in joint.by_depth()}
         for depth, record in alone.items():
             measured = (1 - record.valid_score) / errors[depth] if errors[depth] else 1.0
-            share = 1.0 if joint.depth == depths[-1] else _share(depth, joint.depth)
+            share = _share(depth, joint.depth, depths)
             if depth in held and joint.depth == trunk_of(records):
                 gain = measured / min(share, 1.0)
             else:
