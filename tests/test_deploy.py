@@ -16,8 +16,9 @@ FAST = ("--backbone", "cifar_resnet20", "--precision", "fp32", "--finetune-epoch
 
 def test_real_digits_go_from_training_to_predictions_in_int8(odn, tmp_path):
     run = tmp_path / "run"
+    # One of the 288 validation images is 0.0035: int8 may answer two of them otherwise.
     (tmp_path / "recipe.toml").write_text(
-        '[report]\nlatency_seconds = 0.01\n[export]\nto = ["onnx"]\nmax_drop = 0.01\n'
+        '[report]\nlatency_seconds = 0.01\n[export]\nto = ["onnx"]\nmax_drop = 0.007\n'
     )
     flags = ("--config", tmp_path / "recipe.toml", "--depths", 5, "--target", 0.9, "--run", run)
     code, out, err = odn("run", "digits", *FAST, *flags, "--to", "onnx,int8")

@@ -80,13 +80,13 @@ def test_the_shallowest_depth_of_which_enough_is_expected_is_trained_on_its_own(
     less = ended("cooldown", 4, scores=(900, 940, 949, 950))
     assert next_step([less], range(1, 17), TARGET) == Step(phase="expand", depth=8)
     # Of the last depth before the deepest network 0.95 times as many: a miss costs less than that network.
-    last = Step(phase="settle", depth=4, source=4, stretch=1.5)
+    last = Step(phase="settle", depth=4, source=4)
     assert next_step([less], range(1, 9), TARGET) == last
     almost = ended("cooldown", 4, scores=(900, 910, 942, 942))
     assert next_step([almost], range(1, 9), TARGET) == last
     assert next_step([almost], range(1, 9), dataclasses.replace(TARGET, gain=1.0)) == Step(phase="expand", depth=8)
     # Those of the deepest network gain alike, and begin anew.
-    assert next_step([almost], range(1, 5), TARGET) == Step(phase="settle", depth=3, stretch=1.5)
+    assert next_step([almost], range(1, 5), TARGET) == Step(phase="settle", depth=3)
     none = ended("cooldown", 4, scores=(900, 910, 920, 930))
     assert next_step([none], range(1, 9), TARGET) == Step(phase="expand", depth=8)
 
@@ -94,7 +94,7 @@ def test_the_shallowest_depth_of_which_enough_is_expected_is_trained_on_its_own(
 def test_what_one_depth_gained_alone_is_expected_of_the_others():
     plan = range(1, 9)
     joint = ended("cooldown", 4, scores=(900, 937, 940, 946))
-    assert next_step([joint], plan, TARGET) == Step(phase="settle", depth=4, source=4, stretch=1.5)
+    assert next_step([joint], plan, TARGET) == Step(phase="settle", depth=4, source=4)
     # 0.67 times the errors at the last depth, where 0.95 is expected of 0.7, and of those 1.12 at depth 2: 0.0495
     well = [joint, ended("settle", 4, REACHED, 964)]
     assert next_step(well, plan, TARGET) == Step(phase="settle", depth=2, source=4)
@@ -111,12 +111,12 @@ def test_what_one_depth_gained_alone_is_expected_of_the_others():
 
 def test_depths_of_the_deepest_network_begin_anew_for_longer_and_nothing_shallower_is_tried():
     joint = ended("cooldown", 4, scores=(900, 951, 951, 952))
-    longer = Step(phase="settle", depth=2, stretch=1.5)
+    longer = Step(phase="settle", depth=2)
     assert next_step([joint], range(1, 5), TARGET) == longer
     assert next_step([joint, ended("settle", 2, None)], range(1, 5), TARGET) == longer
     assert next_step([joint], range(1, 17), TARGET) == Step(phase="settle", depth=2, source=4)
     short = [joint, ended("settle", 2, BUDGET, 949)]
-    again = Step(phase="settle", depth=3, stretch=1.5)
+    again = Step(phase="settle", depth=3)
     assert next_step(short, range(1, 5), TARGET) == again
     assert next_step([*short, ended("settle", 3, None)], range(1, 5), TARGET) == again
     deep = ended("cooldown", 4, scores=(900, 930, 935, 946))
@@ -129,7 +129,7 @@ def test_depths_of_the_deepest_network_begin_anew_for_longer_and_nothing_shallow
 def test_a_depth_that_fell_short_is_followed_by_a_deeper_one_or_by_growth():
     joint = ended("cooldown", 4, scores=(900, 945, 944, 955))
     short = [joint, ended("settle", 2, BUDGET, 947)]
-    assert next_step(short, range(1, 9), TARGET) == Step(phase="settle", depth=4, source=4, stretch=1.5)
+    assert next_step(short, range(1, 9), TARGET) == Step(phase="settle", depth=4, source=4)
     # What one made of its errors counts half for deeper ones.
     much = [ended("cooldown", 4, scores=(900, 930, 944, 955)), ended("settle", 2, BUDGET, 949)]
     assert next_step(much, range(1, 9), TARGET) == Step(phase="settle", depth=3, source=4)
@@ -157,7 +157,7 @@ def test_depths_of_a_network_that_was_annealed_have_had_their_say():
 
 def test_the_deepest_network_is_not_given_up_before_its_best_depth_was_trained_alone():
     joint = ended("cooldown", 4, scores=(700, 800, 900, 890))
-    assert next_step([joint], range(1, 5), TARGET) == Step(phase="settle", depth=3, stretch=1.5)
+    assert next_step([joint], range(1, 5), TARGET) == Step(phase="settle", depth=3)
     missed = [joint, ended("settle", 3, BUDGET, 910)]
     assert next_step(missed, range(1, 5), TARGET) is None
     assert not expand_result(missed, range(1, 5), TARGET).reached
@@ -242,7 +242,7 @@ def test_numbers_that_nothing_explains_make_no_target(joint, settled):
 
     history = [of_numbers("cooldown", 2, *joint)]
     if settled is not None:
-        assert next_step(history, plan, config) == Step(phase="settle", depth=2, source=2, stretch=1.5)
+        assert next_step(history, plan, config) == Step(phase="settle", depth=2, source=2)
         history.append(of_numbers("settle", 2, settled))
     assert next_step(history, plan, config) is None
     result = expand_result(history, plan, config)

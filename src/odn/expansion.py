@@ -148,7 +148,7 @@ def _step_epochs(
     best = max(alone, default=-math.inf)
     # What is under way keeps the length that it began with: another version may have begun it.
     begun = bool(records) and records[-1].stop is None
-    cap = records[-1].cap if begun else cap_of(step.phase, config, stage.steps_per_epoch, step.stretch)
+    cap = records[-1].cap if begun else cap_of(step.phase, config, stage.steps_per_epoch)
     for record in durable_epochs(
         stage,
         train,

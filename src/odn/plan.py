@@ -24,7 +24,7 @@ from odn.measure import macs_by_depth, training_bytes
 from odn.network import Prefix, build_network
 from odn.optimizers import batch_size_for, settled
 from odn.processes import training_device
-from odn.search import MOST_SETTLED, next_trunk, plan_depths, settling
+from odn.search import MOST_SETTLED, next_trunk, plan_depths
 from odn.stage import Stage
 from odn.stopping import cap_of
 from odn.texts import plain_preprocessing
@@ -175,7 +175,7 @@ def _longest_search(workload: Workload, max_depth: int, steps: int) -> Iterator[
         # Depths that were expected to do and did not.
         added = [depth for depth in depths if before < depth <= trunk]
         for depth in added[-MOST_SETTLED:]:
-            yield depth, cap_of("settle", config, steps, settling(depths, depth, trunk).stretch)
+            yield depth, cap_of("settle", config, steps)
         before, trunk = trunk, next_trunk(depths, trunk)
     if not config.settle_epochs:
         yield depths[-1], FinetuneConfig().epochs_for()

@@ -17,7 +17,6 @@ from odn.records import EpochRecord, Phase
 from odn.stopping import growth_is_over, near, settle_target, trunk_of
 
 MOST_SETTLED = 3  # depths of one network that are trained on their own
-_LONGER = 1.5  # times the epochs of settling, where a miss would cost another network or the target
 _LAST = 0.95  # times the errors expected of the last depth that is much cheaper than the deepest network
 _OTHERS = 1.12  # times those of others: they gain less alone, and where they are passed over the next is near
 
@@ -31,13 +30,11 @@ class Step:
         depth: blocks in training.
         source: for a depth that is trained on its own, how deep the network was whose kept weights it starts from;
             None for the weights that expansion began with.
-        stretch: times the epochs that its phase takes by default.
     """
 
     phase: Phase
     depth: int
     source: int | None = None
-    stretch: float = 1.0
 
 
 def plan_depths(config: ExpandConfig, max_depth: int) -> list[int]:
@@ -84,12 +81,9 @@ def settling(depths: Sequence[int], depth: int, trunk: int) -> Step:
         trunk: how deep the network is that it is taken from.
 
     Returns:
-        The step. After the deepest depth of a network comes another network, after the deepest network nothing: these
-        take longer. Of the deepest network they begin anew: blocks that learnt beside many heads end up worse alone.
+        The step. Those of the deepest network begin anew: blocks that learnt beside many heads end up worse alone.
     """
-    deepest = trunk == depths[-1]
-    stretch = _LONGER if deepest or depth == trunk else 1.0
-    return Step(phase="settle", depth=depth, source=None if deepest else trunk, stretch=stretch)
+    return Step(phase="settle", depth=depth, source=None if trunk == depths[-1] else trunk)
 
 
 def next_step(
@@ -164,7 +158,7 @@ def _candidate(
     open_ = [depth for depth in errors if low < depth < high]
     deepest = joint.depth == depths[-1]
     if len(tried) >= MOST_SETTLED or (held and deepest):
-        return None  # a shallower one would cost as much again as the one that was trained for longer
+        return None  # a shallower one would cost nearly as much again
     gain = _gain(records, depths, config, held)
     shares = {depth: 1.0 if automatic else _share(depth, joint.depth, depths) for depth in open_}
     expected = {depth: errors[depth] * gain * shares[depth] for depth in open_}
@@ -179,7 +173,7 @@ def _share(depth: int, trunk: int, depths: Sequence[int]) -> float:
     """Say how many times the errors are expected of a depth that ``gain`` alone leads to expect."""
     deeper = next_trunk(depths, trunk)
     if deeper is None:
-        return 1.0  # those of the deepest network all take as long, and begin anew
+        return 1.0  # those of the deepest network begin anew, and gain alike
     return _LAST if depth == trunk and deeper == depths[-1] else _OTHERS
 
 

@@ -161,14 +161,13 @@ def trunk_of(records: Sequence[EpochRecord]) -> int:
     return next(record.depth for record in reversed(records) if record.phase != "settle")
 
 
-def cap_of(phase: Phase, config: ExpandConfig, steps_per_epoch: int, stretch: float = 1.0) -> int:
+def cap_of(phase: Phase, config: ExpandConfig, steps_per_epoch: int) -> int:
     """Return the most epochs that a phase of expansion may take at one depth.
 
     Args:
         phase: ``expand``, ``cooldown`` or ``settle``.
         config: the caps.
         steps_per_epoch: of the optimizer; small datasets need more epochs for as many steps.
-        stretch: times the epochs that annealing takes by default.
 
     Returns:
         Number of epochs; of growing, where it has no cap of its own, 4, or as many as 500 steps take, at most 20. Those
@@ -177,7 +176,7 @@ def cap_of(phase: Phase, config: ExpandConfig, steps_per_epoch: int, stretch: fl
     if phase == "expand":
         return config.epochs_per_depth or min(max(4, math.ceil(500 / steps_per_epoch)), 20)
     epochs = config.cooldown_epochs if phase == "cooldown" else config.settle_epochs
-    return math.ceil(epochs * stretch * min(max(1.0, 80 / steps_per_epoch), 3.0))
+    return math.ceil(epochs * min(max(1.0, 80 / steps_per_epoch), 3.0))
 
 
 def has_begun(records: Sequence[EpochRecord]) -> bool:

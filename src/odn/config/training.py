@@ -91,8 +91,8 @@ class ExpandConfig:
             0 never does that.
         gain: on its own, a depth is expected to make so many times the errors that it makes among the others, above 0
             and at most 1, until the first one that was trained on its own says how many.
-        settle_epochs: the depth that should hold the target is trained on its own, annealed over so many epochs, 1.5
-            times as many where a miss would cost another network or the target; 0 takes it as it is among the others.
+        settle_epochs: the depth that should hold the target is trained on its own, annealed over so many epochs; 0
+            takes it as it is among the others.
         probe_images: of a pretrained network, fit the probes on so many training images at most; 0 does not probe.
         reach_probe: growing begins at the first depth whose probe has an error of at most so many times the target's,
             or the best probe's where that is larger.
@@ -109,7 +109,7 @@ class ExpandConfig:
     reach: float = 2.0
     cooldown_epochs: int = 10
     gain: float = 0.82
-    settle_epochs: int = 20
+    settle_epochs: int = 30
     probe_images: int = 20_000
     reach_probe: float = 2.0
 
