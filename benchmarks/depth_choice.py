@@ -46,8 +46,8 @@ SEARCH_CODE = (
 
 # Code, and earlier code of which rows are kept because its searches take the same steps; all others were taken out. The
 # code now settles depths of networks of more than two blocks from fresh weights, and every depth for 30 epochs; those
-# before did so for the deepest network. fe169a34 also expected more of all networks before the deepest. Kept are searches
-# that tried depths of the first two networks, the last ones, or of the deepest alone, and of fe169a34 the latter.
+# before did so for the deepest alone. fe169a34 also expected more of all networks before the deepest. Kept are searches
+# that tried the last depths of the first two networks or any of the deepest, and of fe169a34 the latter alone.
 SAME_SEARCH = {"7a7e7e31": ("c670c285", "fe169a34")}
 
 
