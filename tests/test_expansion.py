@@ -159,10 +159,12 @@ def test_the_shallowest_depth_that_should_do_is_trained_on_its_own_from_the_anne
     assert same(start, state(extract(together, first)))
 
 
-def test_a_depth_of_the_deepest_network_is_trained_on_its_own_from_the_weights_that_expansion_began_with(monkeypatch):
-    _, result, first, start = started_alone(monkeypatch, (2,), Checkpoints("expand"))
+@pytest.mark.parametrize("depths", [(2,), (3, 6), (3, 4)])
+def test_a_depth_of_the_deepest_or_a_deep_network_begins_anew_on_its_own(monkeypatch, depths):
+    _, result, first, start = started_alone(monkeypatch, depths, Checkpoints("expand"))
     phases = [phase for phase, _ in groupby(record.phase for record in result.records)]
-    assert phases == ["expand", "cooldown", "settle"]
+    assert phases[:3] == ["expand", "cooldown", "settle"]
+    assert first == depths[0]
     assert same(start, state(network().prefix(first)))
 
 
