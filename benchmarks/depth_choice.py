@@ -45,10 +45,11 @@ SEARCH_CODE = (
 )
 
 # Code, and earlier code of which rows are kept because its searches take the same steps; all others were taken out. The
-# code now settles depths of networks of more than two blocks from fresh weights, and every depth for 30 epochs; those
-# before did so for the deepest alone. fe169a34 also expected more of all networks before the deepest. Kept are searches
-# that tried the last depths of the first two networks or any of the deepest, and of fe169a34 the latter alone.
-SAME_SEARCH = {"7a7e7e31": ("c670c285", "fe169a34")}
+# code now settles depths of networks of more than four blocks from fresh weights, where 67b0b8b9 did so for the deepest
+# alone; it settles all for 30 epochs, where c670c285 had 20 for depths before the last of a network. fe169a34 expected
+# more of all networks before the deepest, but for the last depth of the one that precedes it: kept are searches that
+# annealed these two alone, and tried none of their depths but that last one and those of the deepest.
+SAME_SEARCH = {"3afa7c04": ("67b0b8b9", "c670c285", "fe169a34")}
 
 
 @dataclass(frozen=True, kw_only=True)

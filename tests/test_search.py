@@ -35,7 +35,7 @@ def test_a_phase_goes_on_until_it_is_stopped():
     for phase in ("expand", "cooldown"):
         assert next_step([ended(phase, 2, None)], (1, 2, 4), TARGET) == Step(phase=phase, depth=2)
     alone = [ended("cooldown", 4), ended("settle", 2, None)]
-    assert next_step(alone, range(1, 17), TARGET) == Step(phase="settle", depth=2)
+    assert next_step(alone, range(1, 17), TARGET) == Step(phase="settle", depth=2, source=4)
 
 
 def test_only_a_network_near_the_target_or_the_deepest_is_annealed():
@@ -76,11 +76,11 @@ def test_growing_ends_with_the_deepest_and_takes_logarithmic_steps(depths):
 def test_the_shallowest_depth_of_which_enough_is_expected_is_trained_on_its_own():
     # Alone a depth makes 0.9 times the errors; expected is 1.12 times that: 0.049 should become 0.05, 0.05 should not.
     joint = ended("cooldown", 4, scores=(900, 940, 951, 952))
-    assert next_step([joint], range(1, 17), TARGET) == Step(phase="settle", depth=3)
+    assert next_step([joint], range(1, 17), TARGET) == Step(phase="settle", depth=3, source=4)
     less = ended("cooldown", 4, scores=(900, 940, 949, 950))
     assert next_step([less], range(1, 17), TARGET) == Step(phase="expand", depth=8)
     # Of the last depth before the deepest network 0.95 times as many: a miss costs less than that network.
-    last = Step(phase="settle", depth=4)
+    last = Step(phase="settle", depth=4, source=4)
     assert next_step([less], range(1, 9), TARGET) == last
     almost = ended("cooldown", 4, scores=(900, 910, 942, 942))
     assert next_step([almost], range(1, 9), TARGET) == last
@@ -94,16 +94,16 @@ def test_the_shallowest_depth_of_which_enough_is_expected_is_trained_on_its_own(
 def test_what_one_depth_gained_alone_is_expected_of_the_others():
     plan = range(1, 9)
     joint = ended("cooldown", 4, scores=(900, 937, 940, 946))
-    assert next_step([joint], plan, TARGET) == Step(phase="settle", depth=4)
+    assert next_step([joint], plan, TARGET) == Step(phase="settle", depth=4, source=4)
     # 0.67 times the errors at the last depth, where 0.95 is expected of 0.7, and of those 1.12 at depth 2: 0.0495
     well = [joint, ended("settle", 4, REACHED, 964)]
-    assert next_step(well, plan, TARGET) == Step(phase="settle", depth=2)
+    assert next_step(well, plan, TARGET) == Step(phase="settle", depth=2, source=4)
     both = [*well, ended("settle", 2, REACHED, 951)]
     assert next_step(both, plan, TARGET) is None
     assert expand_result(both, plan, TARGET).depth == 2
     # 0.83 times the errors at depth 2 is 0.74, 0.72 with the 0.7 from before: depth 3 comes to 0.0483
     badly = [*well, ended("settle", 2, BUDGET, 948)]
-    assert next_step(badly, plan, TARGET) == Step(phase="settle", depth=3)
+    assert next_step(badly, plan, TARGET) == Step(phase="settle", depth=3, source=4)
     little = [joint, ended("settle", 4, REACHED, 951)]
     assert next_step(little, plan, TARGET) is None
     assert expand_result(little, plan, TARGET).depth == 4
@@ -114,30 +114,29 @@ def test_depths_of_deep_networks_begin_anew_and_of_the_deepest_nothing_shallower
     anew = Step(phase="settle", depth=2)
     assert next_step([joint], range(1, 5), TARGET) == anew
     assert next_step([joint, ended("settle", 2, None)], range(1, 5), TARGET) == anew
-    assert next_step([joint], range(1, 17), TARGET) == Step(phase="settle", depth=2)
+    assert next_step([joint], range(1, 17), TARGET) == Step(phase="settle", depth=2, source=4)
     short = [joint, ended("settle", 2, BUDGET, 949)]
     again = Step(phase="settle", depth=3)
     assert next_step(short, range(1, 5), TARGET) == again
     assert next_step([*short, ended("settle", 3, None)], range(1, 5), TARGET) == again
-    # Two blocks go on from what they learnt beside each other, unless nothing deeper could make up for them.
-    two = ended("cooldown", 2, scores=(900, 952))
-    assert next_step([two], range(1, 9), TARGET) == Step(phase="settle", depth=2, source=2)
-    assert next_step([two, ended("settle", 2, None)], range(1, 9), TARGET) == Step(phase="settle", depth=2, source=2)
-    assert next_step([two], (1, 2), TARGET) == Step(phase="settle", depth=2)
+    # Up to four blocks go on from what they learnt beside each other.
+    eight = ended("cooldown", 8, scores=(900, 951, 952, 953, 954, 955, 956, 957))
+    assert next_step([eight], range(1, 17), TARGET) == anew
+    assert next_step([eight, ended("settle", 2, None)], range(1, 17), TARGET) == anew
     deep = ended("cooldown", 4, scores=(900, 930, 935, 946))
     well = [deep, ended("settle", 4, REACHED, 970)]  # depth 2 would come to 0.039
     assert next_step([deep], range(1, 5), TARGET) == dataclasses.replace(anew, depth=4)
     assert next_step(well, range(1, 5), TARGET) is None
-    assert next_step(well, range(1, 9), TARGET) == Step(phase="settle", depth=2)
+    assert next_step(well, range(1, 9), TARGET) == Step(phase="settle", depth=2, source=4)
 
 
 def test_a_depth_that_fell_short_is_followed_by_a_deeper_one_or_by_growth():
     joint = ended("cooldown", 4, scores=(900, 945, 944, 955))
     short = [joint, ended("settle", 2, BUDGET, 947)]
-    assert next_step(short, range(1, 9), TARGET) == Step(phase="settle", depth=4)
+    assert next_step(short, range(1, 9), TARGET) == Step(phase="settle", depth=4, source=4)
     # What one made of its errors counts half for deeper ones.
     much = [ended("cooldown", 4, scores=(900, 930, 944, 955)), ended("settle", 2, BUDGET, 949)]
-    assert next_step(much, range(1, 9), TARGET) == Step(phase="settle", depth=3)
+    assert next_step(much, range(1, 9), TARGET) == Step(phase="settle", depth=3, source=4)
     both = [*short, ended("settle", 4, BUDGET, 949)]
     assert next_step(both, range(1, 17), TARGET) == Step(phase="expand", depth=8)
     # And for those of other networks: where depth 4 gained nothing, 0.048 is not expected to become 0.05 at depth 6.
@@ -153,11 +152,11 @@ def test_depths_of_a_network_that_was_annealed_have_had_their_say():
     before = ended("cooldown", 2, scores=(800, 930))
     assert next_step([before], range(1, 17), TARGET) == Step(phase="expand", depth=4)
     joint = ended("cooldown", 4, scores=(900, 952, 951, 952))
-    assert next_step([before, joint], range(1, 17), TARGET) == Step(phase="settle", depth=3)
+    assert next_step([before, joint], range(1, 17), TARGET) == Step(phase="settle", depth=3, source=4)
     well = [before, joint, ended("settle", 3, REACHED, 970)]
     assert next_step(well, range(1, 17), TARGET) is None
     grown = ended("expand", 2, scores=(800, 930))
-    assert next_step([grown, joint], range(1, 17), TARGET) == Step(phase="settle", depth=2)
+    assert next_step([grown, joint], range(1, 17), TARGET) == Step(phase="settle", depth=2, source=4)
 
 
 def test_the_deepest_network_is_not_given_up_before_its_best_depth_was_trained_alone():
@@ -198,7 +197,7 @@ def test_every_search_ends_and_believes_no_depth_that_was_not_trained_alone(worl
         if step.phase == "settle":
             trunk = max(r.depth for r in history if r.phase != "settle")
             assert step.depth <= trunk
-            assert step.source == (trunk if trunk <= 2 and trunk < blocks else None)
+            assert step.source == (trunk if trunk <= 4 and trunk < blocks else None)
             assert not any(
                 r.phase == "settle" and r.depth == step.depth for r in history if r in history[-MOST_SETTLED:]
             )

@@ -17,7 +17,7 @@ from odn.records import EpochRecord, Phase
 from odn.stopping import growth_is_over, near, settle_target, trunk_of
 
 MOST_SETTLED = 3  # depths of one network that are trained on their own
-_FEW = 2  # blocks of a network whose depths gain by what they learnt beside each other
+_FEW = 4  # blocks of a network whose depths gain by what they learnt beside each other, or lose nothing
 _LAST = 0.95  # times the errors expected of the last depth that is much cheaper than the deepest network
 _OTHERS = 1.12  # times those of others: they gain less alone, and where they are passed over the next is near
 
@@ -82,8 +82,8 @@ def settling(depths: Sequence[int], depth: int, trunk: int) -> Step:
         trunk: how deep the network is that it is taken from.
 
     Returns:
-        The step. It begins anew where the network has more than two blocks, and where none deeper could make up for it:
-        blocks that learnt beside several heads end up worse alone.
+        The step. It begins anew where the network has more than four blocks, and where none deeper could make up for
+        it: blocks that learnt beside many heads end up worse alone.
     """
     return Step(phase="settle", depth=depth, source=trunk if trunk <= _FEW and trunk < depths[-1] else None)
 
