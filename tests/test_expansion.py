@@ -83,7 +83,7 @@ def test_a_network_that_has_learnt_nothing_is_told_and_given_its_budget(caplog):
 def test_of_a_depth_alone_the_best_epoch_is_kept_and_of_several_together_the_last():
     from odn.engine import evaluate
 
-    config = dataclasses.replace(UNREACHABLE, depths=(1,), epochs_per_depth=1, settle_epochs=2)
+    config = dataclasses.replace(UNREACHABLE, depths=(1,), epochs_per_depth=1, settle_epochs=3)
     checkpoints, grown = Checkpoints("expand"), network()
     epochs = expand_epochs(
         grown, DATA.train, DATA.valid, config=config, training=TRAINING, checkpoints=checkpoints, seed=1
