@@ -38,7 +38,7 @@ checkpoint_minutes = 0.002
 target_accuracy = 0.9999
 depths = [1, 2, 4]
 epochs_per_depth = 3
-cooldown_epochs = 2
+settle_epochs = 2
 reach = 1000.0
 
 [finetune]

@@ -91,7 +91,7 @@ def corpus(folder: Path) -> None:
     data = odn.load_data(str(folder / "data.npz"))
     network = odn.partition("cifar_resnet20", data.spec, width=0.25)
     (folder / "run").mkdir()
-    config = odn.ExpandConfig(target_accuracy=0.9999, depths=(1,), epochs_per_depth=2, cooldown_epochs=0)
+    config = odn.ExpandConfig(target_accuracy=0.9999, depths=(1,), epochs_per_depth=2)
     checkpoints = Checkpoints("expand", folder / "run")
     for _ in expand_epochs(network, data.train, data.valid, config=config, checkpoints=checkpoints):
         pass

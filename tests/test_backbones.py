@@ -513,7 +513,7 @@ def test_a_transformer_goes_through_the_whole_line(tmp_path):
     data = tiny_data(64, 32, side=16)
     network = partition("timm/swin_tiny_patch4_window7_224", data.spec, seed=1)
     training = TrainConfig(optimizer="adamw", batch_size=16, precision="fp32")
-    config = ExpandConfig(target_accuracy=0.9, depths=(1, 2), epochs_per_depth=2, cooldown_epochs=0, settle_epochs=0)
+    config = ExpandConfig(target_accuracy=0.9, depths=(1, 2), epochs_per_depth=2, settle_epochs=0)
     result = expand(network, data.train, data.valid, config=config, training=training)
     small = extract(network, result.depth)
     export(small, tmp_path / "artifact", data.spec)

@@ -11,7 +11,7 @@ from odn.engine import Progress, evaluate, recalibrate, train_epochs
 from odn.layers import training_layout
 from odn.network import partition
 from odn.optimizers import batch_size_for
-from odn.schedules import anneal, constant_after_warmup, cool_down
+from odn.schedules import anneal, constant_after_warmup
 from odn.stage import Stage, resolve_precision
 from test_network import by_hand
 
@@ -161,11 +161,6 @@ def test_the_learning_rate_warms_up_and_anneals_to_zero():
     assert fall(1.0) == pytest.approx(1.0, abs=0.03)
     assert fall(5.5) == pytest.approx(0.5 * (1 + torch.cos(torch.tensor(0.55 * torch.pi)).item()))
     assert fall(10.0) == 0.0
-
-
-def test_a_cooldown_falls_from_where_it_starts_to_zero():
-    fall = cool_down(7, 4)
-    assert [fall(t) for t in (6.9, 7, 8, 9, 11, 12)] == [1.0, 1.0, 0.75, 0.5, 0.0, 0.0]
 
 
 def test_the_last_step_of_annealing_has_learning_rate_zero():

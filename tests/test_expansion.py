@@ -26,10 +26,9 @@ UNREACHABLE = ExpandConfig(
     confidence=0.999999,
     epochs_per_depth=3,
     patience=2,
-    cooldown_epochs=0,
     settle_epochs=0,
 )
-BRIEF = ExpandConfig(target_accuracy=0.9, epochs_per_depth=2, confirmations=1, cooldown_epochs=2, settle_epochs=2)
+BRIEF = ExpandConfig(target_accuracy=0.9, epochs_per_depth=2, confirmations=1, settle_epochs=2)
 
 
 def network(seed: int = 0) -> PartitionedNetwork:
@@ -43,7 +42,7 @@ def test_the_shallowest_depth_that_holds_the_target_is_kept():
     assert result.valid_score >= 0.9
     assert (result.records[-1].phase, result.records[-1].stop) == ("settle", StopReason.TARGET_REACHED)
     stops = [(record.phase, record.epoch == record.cap) for record in result.records if record.stop is not None]
-    assert [phase for phase, _ in stops] == ["expand", "cooldown", "settle"]
+    assert [phase for phase, _ in stops] == ["expand", "settle"]
     assert all(at_cap for phase, at_cap in stops if phase != "expand")
 
 
@@ -80,24 +79,28 @@ def test_a_network_that_has_learnt_nothing_is_told_and_given_its_budget(caplog):
     assert not caplog.text
 
 
-def test_of_a_depth_alone_the_best_epoch_is_kept_and_of_several_together_the_last():
+def test_of_depths_trained_to_their_end_the_best_epoch_of_each_is_kept_and_of_grown_networks_the_last():
     from odn.engine import evaluate
 
-    config = dataclasses.replace(UNREACHABLE, depths=(1,), epochs_per_depth=1, settle_epochs=3)
+    config = dataclasses.replace(UNREACHABLE, depths=(1, 2, 3, 4), epochs_per_depth=1, settle_epochs=3, reach=1.0)
     checkpoints, grown = Checkpoints("expand"), network()
     epochs = expand_epochs(
         grown, DATA.train, DATA.valid, config=config, training=TRAINING, checkpoints=checkpoints, seed=1
     )
-    result = finish(epochs)
-    alone = [record.valid_score for record in result.records if record.phase == "settle"]
-    assert max(alone) > alone[-1]
-    assert evaluate(grown.prefix(1), DATA.valid).value == max(alone) == result.valid_score
+    finish(epochs)
+    epochs_of_band = [r for r in checkpoints.records if (r.phase, r.depth) == ("settle", 4)]
+    by_depth = [list(scores) for scores in zip(*(r.scores for r in epochs_of_band), strict=True)]
+    assert any(max(scores) > scores[-1] for scores in by_depth)
+    for depth, scores in zip((3, 4), by_depth, strict=True):
+        kept = grown.prefix(depth)
+        checkpoints.take(f"depth_{depth:03d}", kept)
+        assert evaluate(kept, DATA.valid).value == max(scores)
     together = grown.trunk(1)
     checkpoints.take("trunk_001", together)
-    assert evaluate(together.prefix(1), DATA.valid).value == result.records[0].valid_score
+    assert evaluate(together.prefix(1), DATA.valid).value == checkpoints.records[0].valid_score
 
 
-def test_of_equal_epochs_of_a_depth_alone_the_last_is_kept(monkeypatch):
+def test_of_equal_epochs_of_a_depth_the_last_is_kept(monkeypatch):
     kept, keep = [], Checkpoints.keep
 
     def watched(self, name, module):
@@ -106,7 +109,7 @@ def test_of_equal_epochs_of_a_depth_alone_the_last_is_kept(monkeypatch):
 
     monkeypatch.setattr(Checkpoints, "keep", watched)
     slow = dataclasses.replace(TRAINING, learning_rate=1e-9)
-    config = dataclasses.replace(UNREACHABLE, depths=(1,), epochs_per_depth=1, settle_epochs=2)
+    config = dataclasses.replace(UNREACHABLE, depths=(1,), settle_epochs=2)
     result = expand(network(), DATA.train, DATA.valid, config=config, training=slow)
     alone = [index for index, record in enumerate(result.records) if record.phase == "settle"]
     assert len(alone) > 2
@@ -121,57 +124,55 @@ def test_only_planned_depths_are_chosen():
     assert result.depth in (2, 5)
 
 
-def test_a_network_near_the_target_is_annealed_before_more_blocks_are_attached():
-    config = dataclasses.replace(UNREACHABLE, depths=(1, 2), cooldown_epochs=2, reach=1e9)
-    result = expand(network(), DATA.train, DATA.valid, config=config, training=TRAINING)
-    phases = [(record.phase, record.depth, record.epoch) for record in result.records]
-    cool = [epoch for phase, depth, epoch in phases if (phase, depth) == ("cooldown", 1)]
-    assert phases[:3] == [("expand", 1, 1), ("expand", 1, 2), ("expand", 1, 3)]
-    assert cool == list(range(1, 7))  # three times two, because an epoch has few steps
-    rates = [record.learning_rate for record in result.records]
-    assert rates[2:9] == pytest.approx([0.05 * (1 - step / 6) for step in range(7)])
-
-
-def started_alone(monkeypatch, depths, checkpoints):
-    """Expand, and return the network, its result, the first depth trained on its own and what that began with."""
+def test_depths_are_trained_to_their_end_from_the_weights_that_expansion_began_with(monkeypatch):
     starts = {}
 
     def watched(stage, *arguments, **options):
         if options["phase"] == "settle":
-            starts.setdefault(stage.network.depth, state(stage.network))
+            starts.setdefault((stage.network.lowest, stage.network.depth), state(stage.network))
         return train_epochs(stage, *arguments, **options)
 
     monkeypatch.setattr("odn.durable.train_epochs", watched)
-    grown = network()
-    config = dataclasses.replace(BRIEF, depths=depths, reach=1e9, gain=0.01)
-    epochs = expand_epochs(grown, DATA.train, DATA.valid, config=config, training=FAST, checkpoints=checkpoints)
-    result = finish(epochs)
-    return grown, result, *next(iter(starts.items()))
+    monkeypatch.setattr("odn.search.near", lambda *_: True)
+    config = dataclasses.replace(BRIEF, target_accuracy=0.9999, confidence=0.999999, confirmations=2)
+    result = expand(network(), DATA.train, DATA.valid, config=config, training=TRAINING)
+    assert list(starts) == [(1, 1), (2, 2), (3, 4), (5, 9)]
+    for (lowest, depth), start in starts.items():
+        assert same(start, state(network().trunk(depth, lowest)))
+    settled = [record for record in result.records if record.phase == "settle"]
+    assert {(r.depth, len(r.scores)) for r in settled} == {(1, 1), (2, 1), (4, 2), (9, 5)}
+    # Three times two epochs, because an epoch has few steps, annealed to nothing.
+    deepest = [record for record in settled if record.depth == 9]
+    assert [record.epoch for record in deepest] == list(range(1, 7))
+    assert (deepest[0].learning_rate, deepest[-1].learning_rate) == (pytest.approx(0.05 * 0.933, rel=0.01), 0.0)
+    phases = [(phase, depth) for (phase, depth), _ in groupby(result.records, key=lambda r: (r.phase, r.depth))]
+    assert phases == [
+        ("expand", 1), ("settle", 1), ("expand", 2), ("settle", 2), ("expand", 4), ("settle", 4), ("settle", 9),
+    ]  # fmt: skip
 
 
-def test_the_shallowest_depth_that_should_do_is_trained_on_its_own_from_the_annealed_network(monkeypatch):
-    checkpoints = Checkpoints("expand")
-    together, result, first, start = started_alone(monkeypatch, (2, 4, 6), checkpoints)
-    source = next(record.depth for record in result.records if record.phase == "cooldown")
-    assert source < 6
-    checkpoints.take(f"trunk_{source:03d}", together.trunk(source))
-    assert same(start, state(together.prefix(first)))
-    assert same(start, state(extract(together, first)))
+def test_growing_goes_on_from_what_it_was_before_depths_were_trained_to_their_end(monkeypatch):
+    began = {}
 
+    def watched(stage, *arguments, **options):
+        if options["phase"] == "expand":
+            began.setdefault(stage.network.depth, state(stage.network))
+        return train_epochs(stage, *arguments, **options)
 
-@pytest.mark.parametrize("depths", [(2,), (5, 6)])
-def test_a_depth_of_the_deepest_or_a_deep_network_begins_anew_on_its_own(monkeypatch, depths):
-    _, result, first, start = started_alone(monkeypatch, depths, Checkpoints("expand"))
-    phases = [phase for phase, _ in groupby(record.phase for record in result.records)]
-    assert phases[:3] == ["expand", "cooldown", "settle"]
-    assert first == depths[0]
-    assert same(start, state(network().prefix(first)))
+    monkeypatch.setattr("odn.durable.train_epochs", watched)
+    starts = []
+    for reach in (1.0, 1e6):  # without and with a network trained to its end between the two
+        config = dataclasses.replace(BRIEF, target_accuracy=0.9999, depths=(1, 2, 3), reach=reach)
+        expand(network(), DATA.train, DATA.valid, config=config, training=TRAINING)
+        starts.append(began.pop(2))
+        began.clear()
+    assert same(*starts)
 
 
 @pytest.mark.parametrize(("depth", "same_function"), [(2, True), (4, False)])
 def test_growing_starts_from_the_judged_function_where_shapes_allow(depth, same_function):
     grown = partition("cifar_resnet20", DATA.spec, seed=0)  # wide enough that its layout stays the same
-    stage = _stage(grown, "expand", depth - 1, TRAINING, DATA.train)
+    stage = _stage(grown, Step(phase="expand", depth=depth - 1), TRAINING, DATA.train)
     for x, y in ((torch.randn(16, 1, 8, 8), torch.arange(16) % 3) for _ in range(5)):
         stage.train_step(x, y, lambda _: 1.0)
     x = torch.randn(4, 1, 8, 8)
@@ -198,14 +199,17 @@ def test_a_network_built_by_hand_grows_too():
 
 
 def test_without_a_target_the_shallowest_depth_near_the_best_is_kept():
-    config = ExpandConfig(epochs_per_depth=2, cooldown_epochs=2, settle_epochs=3)
+    config = ExpandConfig(epochs_per_depth=2, settle_epochs=3)
     result = expand(network(), DATA.train, DATA.valid, config=config, training=FAST)
     assert result.reached
-    last = max(index for index, record in enumerate(result.records) if record.phase == "cooldown")
-    expected = 1 - config.gain * (1 - max(result.records[last].scores)) - 0.002
-    assert result.target_accuracy == pytest.approx(min(expected, result.valid_score))
-    assert result.records[-1].phase == "settle"
-    assert result.depth == result.records[-1].depth
+    ended = [record for record in result.records if record.phase == "settle"]
+    assert len({record.depth for record in ended}) == 1
+    best = {
+        depth: max(scores) for depth, scores in enumerate(zip(*(r.scores for r in ended), strict=True), ended[0].lowest)
+    }
+    assert result.target_accuracy == pytest.approx(max(best.values()) - 0.002)
+    assert result.depth == min(depth for depth, score in best.items() if score >= result.target_accuracy)
+    assert result.valid_score == best[result.depth]
 
 
 @pytest.mark.parametrize("target", [0.0, 99.0])
@@ -245,21 +249,18 @@ def check_resuming(config: ExpandConfig, training: TrainConfig, stop_after: int,
     return [(record.phase, record.depth) for record in expected.records if record.stop is not None]
 
 
-@pytest.mark.parametrize("stop_after", [1, 3, 4, 5, 14])
-@pytest.mark.parametrize(("optimizer", "cooldown_epochs"), [("sgd", 2), ("sgd", 0), ("adamw", 2)])
-def test_a_resumed_expansion_ends_as_an_uninterrupted_one(tmp_path, stop_after, optimizer, cooldown_epochs):
-    config = dataclasses.replace(
-        UNREACHABLE, depths=(1, 2, 4), epochs_per_depth=3, cooldown_epochs=cooldown_epochs, reach=1e9
-    )
-    stop_after = stop_after if cooldown_epochs else min(stop_after, 7)
+@pytest.mark.parametrize("stop_after", [1, 3, 4, 7])
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_a_resumed_expansion_ends_as_an_uninterrupted_one(tmp_path, stop_after, optimizer):
+    config = dataclasses.replace(UNREACHABLE, depths=(1, 2, 4), epochs_per_depth=3)
     training = dataclasses.replace(TRAINING, optimizer=optimizer, learning_rate=0.01)
     check_resuming(config, training, stop_after, tmp_path)
 
 
 @pytest.mark.parametrize("stop_after", [2, 5])
 def test_what_is_under_way_keeps_the_length_that_it_began_with(tmp_path, stop_after):
-    config = dataclasses.replace(UNREACHABLE, depths=(1,), confirmations=1, cooldown_epochs=1)
-    now = dataclasses.replace(config, epochs_per_depth=1, cooldown_epochs=2)  # as another version would set them
+    config = dataclasses.replace(UNREACHABLE, depths=(1, 2), confirmations=1, settle_epochs=1, reach=1e6)
+    now = dataclasses.replace(config, epochs_per_depth=1, settle_epochs=2)  # as another version would set them
     begun = expand_epochs(
         network(), DATA.train, DATA.valid, config=config, training=TRAINING, checkpoints=Checkpoints("expand", tmp_path)
     )
@@ -268,22 +269,26 @@ def test_what_is_under_way_keeps_the_length_that_it_began_with(tmp_path, stop_af
     checkpoints = Checkpoints("expand", tmp_path, resume=True)
     rest = expand_epochs(network(), DATA.train, DATA.valid, config=now, training=TRAINING, checkpoints=checkpoints)
     records = finish(rest).records
-    ends = [(record.phase, record.epoch, record.cap) for record in records if record.stop is not None]
-    cool = caps[-1] if stop_after == 5 else 6
-    assert ends == [("expand", 3, 3), ("cooldown", cool, cool)]
+    ends = [(record.phase, record.depth, record.cap) for record in records if record.stop is not None]
+    settle = caps[-1] if stop_after == 5 else 6
+    assert ends == [("expand", 1, 3), ("settle", 1, settle), ("settle", 2, 6)]
 
 
-@pytest.mark.parametrize("stop_after", [9, 10, 16, 21, 24])
-def test_an_expansion_resumed_while_depths_are_trained_alone_ends_as_an_uninterrupted_one(tmp_path, stop_after):
-    # Depth 2 falls short, the network grows from what it was before.
+@pytest.mark.parametrize("stop_after", [1, 2, 5, 8, 9, 11, 15])
+@pytest.mark.parametrize("target", [0.9999, 0.0])
+def test_an_expansion_resumed_while_depths_are_trained_to_their_end_ends_as_an_uninterrupted_one(
+    tmp_path, stop_after, target
+):
+    # Depth 2 falls short, the network grows from what it was before. Without a target there is one such training.
     config = dataclasses.replace(
-        BRIEF, depths=(2, 4), target_accuracy=0.9999, confidence=0.999999, gain=1e-9, confirmations=2, reach=1e9
+        BRIEF, depths=(2, 4, 6, 8), target_accuracy=target, confidence=0.999999, confirmations=2, reach=1e6
     )
-    path = check_resuming(config, TRAINING, stop_after, tmp_path)
-    assert path == [
-        ("expand", 2), ("cooldown", 2), ("settle", 2),
-        ("expand", 4), ("cooldown", 4), ("settle", 4),
-    ]  # fmt: skip
+    path = check_resuming(config, TRAINING, min(stop_after, 9) if not target else stop_after, tmp_path)
+    if target:
+        assert path == [("expand", 2), ("settle", 2), ("expand", 4), ("settle", 8)]
+    else:
+        assert path[-1][0] == "settle"
+        assert [phase for phase, _ in path].count("settle") == 1
 
 
 def test_a_run_begun_anew_forgets_the_weights_that_the_one_before_began_with(tmp_path):

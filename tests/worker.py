@@ -29,7 +29,7 @@ from odn.schedules import constant_after_warmup
 from odn.stage import Stage
 from odn.weights import weights_of
 
-CONFIG = ExpandConfig(target_accuracy=0.95, epochs_per_depth=5, confirmations=1, cooldown_epochs=0, depths=(1, 2))
+CONFIG = ExpandConfig(target_accuracy=0.95, epochs_per_depth=5, confirmations=1, depths=(1, 2))
 
 
 def digest(module) -> str:

@@ -75,7 +75,8 @@ def timeline(records: Sequence[EpochRecord], target: float | None) -> str:
         axis.plot(epochs, [records[i].valid_score for i in stage], marker=".", color=color)
         if number:
             axis.axvline(stage[0] + 0.5, color="#cccccc", linewidth=0.8)
-        names = {"expand": f"depth {first.depth}", "settle": f"{first.depth} alone", "oneshot": "all depths"}
+        band = f"{first.lowest}-{first.depth}" if first.lowest < first.depth else f"{first.depth}"
+        names = {"expand": f"depth {first.depth}", "settle": f"settle {band}", "oneshot": "all depths"}
         label = f"width {first.narrowed.width:g}" if first.narrowed else PHASE_NAMES[first.phase]
         label = names.get(first.phase, label)
         axis.annotate(

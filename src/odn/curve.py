@@ -4,9 +4,10 @@ import dataclasses
 from collections.abc import Sequence
 
 from odn.config import ExpandConfig
+from odn.growth import settle_target
 from odn.outcome import ExpandResult, best_by_depth
 from odn.records import EpochRecord
-from odn.stopping import meets_target, score_interval, settle_target
+from odn.stopping import meets_target, score_interval
 
 # By ascending depth, the record of the epoch whose weights are kept for it.
 Curve = tuple[EpochRecord, ...]

@@ -76,8 +76,8 @@ class Display:
             return f"{text}  {record.stop.replace('_', ' ')}"
         if len(record.scores) > 1:
             text = (
-                f"{PHASE_NAMES[record.phase]}  epoch {record.epoch}/{cap}  valid {record.scores[0]:.4f} (depth 1) to "
-                f"{record.scores[-1]:.4f} (depth {record.depth})  {record.seconds:.1f} s"
+                f"{PHASE_NAMES[record.phase]}  epoch {record.epoch}/{cap}  valid {record.scores[0]:.4f} (depth "
+                f"{record.lowest}) to {record.scores[-1]:.4f} (depth {record.depth})  {record.seconds:.1f} s"
             )
         left = int((cap - record.epoch) * record.seconds)
         return f"{text}  at most {left // 60}:{left % 60:02d} left" if left else text

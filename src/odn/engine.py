@@ -53,9 +53,9 @@ def evaluate_depths(
         together: several processes look at a part each; all have to call this.
 
     Returns:
-        A score per depth, from depth 1.
+        A score per depth that has a head, ascending.
     """
-    return _evaluate(network, split, network.max_depth, device, together=together)
+    return _evaluate(network, split, len(network.heads), device, together=together)
 
 
 def _evaluate(

@@ -2,7 +2,7 @@
 
 The method of Optimally Deep Networks (arXiv 2510.10764). Decisions rest on averaged weights (an exponential moving
 average with BatchNorm statistics recomputed for it), because raw weights at a constant learning rate jump by
-percents from one epoch to the next. All depths of the network in training have a head and learn together.
+percents from one epoch to the next. Depths that are compared have a head each and learn together.
 """
 
 import dataclasses
@@ -10,7 +10,7 @@ import logging
 import math
 from collections.abc import Generator, Iterator, Sequence
 
-from odn.checkpoint import Checkpoints
+from odn.checkpoint import Checkpoints, Position
 from odn.config import ExpandConfig, OneShotConfig, TrainConfig, check_target
 from odn.data import Split
 from odn.durable import durable_epochs
@@ -19,12 +19,12 @@ from odn.network import PartitionedNetwork
 from odn.outcome import ExpandResult, expand_result, kept_by_depth, kept_name
 from odn.probing import probe
 from odn.processes import training_device
-from odn.records import EpochRecord, Phase
-from odn.schedules import Schedule, anneal, constant_after_warmup, cool_down
+from odn.records import EpochRecord
+from odn.schedules import Schedule, anneal, constant_after_warmup
 from odn.search import Step, next_step, plan_depths
 from odn.stage import Stage
 from odn.starting import Start, first_depth
-from odn.stopping import cap_of, decide, has_begun, settle_target, trunk_of
+from odn.stopping import cap_of, decide, has_begun
 from odn.supervision import AllDepthsLoss
 
 _FRESH = "fresh"  # the weights that expansion began with, under this name
@@ -104,7 +104,7 @@ def expand_epochs(
     stage: Stage | None = None
     position = checkpoints.position
     if position is not None:
-        stage = _stage(network, position.phase, position.depth, training, train)
+        stage = _stage(network, _step_at(position, records, depths, config, first), training, train)
         checkpoints.restore(stage)
     while (step := next_step(records, depths, config, first)) is not None:
         if stage is None or position is None or (position.phase, position.depth) != (step.phase, step.depth):
@@ -143,9 +143,10 @@ def _step_epochs(
 ) -> Iterator[EpochRecord]:
     """Do one step of the search, from where the checkpoints stand to the epoch that ends it."""
     records = checkpoints.records
-    settled = settle_target(records, depths, config)
-    alone = [record.valid_score for record in records if (record.phase, record.depth) == ("settle", step.depth)]
-    best = max(alone, default=-math.inf)
+    best: dict[int, float] = {}
+    for record in records:
+        for one in record.by_depth() if record.phase == "settle" else ():
+            best[one.depth] = max(one.valid_score, best.get(one.depth, -math.inf))
     # What is under way keeps the length that it began with: another version may have begun it.
     begun = bool(records) and records[-1].stop is None
     cap = records[-1].cap if begun else cap_of(step.phase, config, stage.steps_per_epoch)
@@ -154,19 +155,22 @@ def _step_epochs(
         train,
         valid,
         phase=step.phase,
-        schedule=_schedule(records, step, cap, training),
+        schedule=_schedule(step, cap, training),
         epochs=cap,
         seed=seed,
         checkpoints=checkpoints,
     ):
         if record.scores:
             record = dataclasses.replace(record, valid_score=record.scores[-1], valid_error=record.errors[-1])
-        record = dataclasses.replace(record, stop=decide([*records, record], settled, depths))
-        # Of one depth the best weights are kept, of equals the later ones, which are annealed further; of several
-        # depths together the last: those that are compared.
-        better = record.valid_score >= best if step.phase == "settle" else record.stop is not None
-        if better:
-            best = record.valid_score
+        record = dataclasses.replace(record, stop=decide([*records, record], config, depths))
+        if step.phase == "settle":
+            assert isinstance(stage.averaged, PartitionedNetwork)
+            # Of every depth the best weights are kept, of equals the later ones, which are annealed further.
+            for one in record.by_depth():
+                if one.valid_score >= best.get(one.depth, -math.inf):
+                    best[one.depth] = one.valid_score
+                    checkpoints.keep(kept_name("settle", one.depth), stage.averaged.prefix(one.depth))
+        elif record.stop is not None:
             checkpoints.keep(kept_name(step.phase, step.depth), stage.averaged)
         checkpoints.commit(record, stage)
         yield record
@@ -214,27 +218,27 @@ def _started(
     return start
 
 
-def _schedule(records: Sequence[EpochRecord], step: Step, cap: int, training: TrainConfig) -> Schedule:
+def _schedule(step: Step, cap: int, training: TrainConfig) -> Schedule:
     if step.phase == "expand":
         return constant_after_warmup(training.warmup_epochs)
-    if step.phase == "settle":
-        return anneal(cap, training.warmup_epochs)
-    start = sum((record.phase, record.depth) == ("expand", step.depth) for record in records)
-    return cool_down(start, cap)
+    return anneal(cap, training.warmup_epochs)
+
+
+def _step_at(
+    position: Position, records: Sequence[EpochRecord], depths: Sequence[int], config: ExpandConfig, first: int
+) -> Step:
+    """Say what the state belongs to that the checkpoints hold: the step that comes next, or the one that ended."""
+    step = next_step(records, depths, config, first)
+    if step is not None and (step.phase, step.depth) == (position.phase, position.depth):
+        return step
+    return Step(phase=position.phase, depth=position.depth, lowest=records[-1].lowest)
 
 
 def _stage(
-    network: PartitionedNetwork,
-    phase: Phase,
-    depth: int,
-    training: TrainConfig,
-    train: Split,
-    previous: Stage | None = None,
+    network: PartitionedNetwork, step: Step, training: TrainConfig, train: Split, previous: Stage | None = None
 ) -> Stage:
-    """Set up one depth alone to settle it, otherwise all depths up to it together."""
-    if phase == "settle":
-        return Stage(network.prefix(depth), training, train)
-    trunk = network.trunk(depth)
+    """Set up the training of a step's depths."""
+    trunk = network.trunk(step.depth, step.lowest)
     # The heads learn from the labels alone: where the deepest one teaches, the others do better than they would alone.
     loss = AllDepthsLoss(
         trunk, train.spec.task, OneShotConfig(soft_share=0.0), label_smoothing=training.label_smoothing
@@ -250,23 +254,21 @@ def _stage_for(
     stage: Stage | None,
     checkpoints: Checkpoints,
 ) -> Stage:
-    if stage is None:
-        return _stage(network, step.phase, step.depth, training, train)
-    if step.phase == "cooldown":
-        return stage
-    before = trunk_of(checkpoints.records)
-    previous = None
-    if isinstance(stage.network, PartitionedNetwork) and step.phase == "expand":
-        stage.settle()  # training goes on from the averaged weights
-        previous = stage
-    elif step.phase == "settle" and step.source is None and checkpoints.start is None:
+    grown = [record.depth for record in checkpoints.records if record.phase == "expand"]
+    if stage is None or not grown:
+        return _stage(network, step, training, train)
+    if step.phase == "settle" and checkpoints.start is None:
         checkpoints.take(_FRESH, network)
-    else:  # what was trained on its own since is left aside; trained weights are worth more than a new beginning
-        checkpoints.take(kept_name("expand", before), network.trunk(before))
-    if step.phase == "expand":
-        probed = {probe.depth for probe in checkpoints.start.probes} if checkpoints.start else set()
-        _copy_head(network, before, [depth for depth in range(before + 1, step.depth + 1) if depth not in probed])
-    return _stage(network, step.phase, step.depth, training, train, previous)
+        return _stage(network, step, training, train)
+    previous = None
+    if checkpoints.records[-1].phase == "expand":
+        stage.settle()  # training goes on from the averaged weights
+        previous = stage if step.phase == "expand" else None
+    else:  # what was trained to its end since is left aside
+        checkpoints.take(kept_name("expand", grown[-1]), network.trunk(grown[-1]))
+    probed = {probe.depth for probe in checkpoints.start.probes} if checkpoints.start else set()
+    _copy_head(network, grown[-1], [depth for depth in range(grown[-1] + 1, step.depth + 1) if depth not in probed])
+    return _stage(network, step, training, train, previous)
 
 
 def _copy_head(network: PartitionedNetwork, old_depth: int, depths: Sequence[int]) -> None:

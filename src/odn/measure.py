@@ -115,27 +115,30 @@ def macs_by_depth(
 
 def macs_together(
     records: Iterable[EpochRecord],
-    trunk: Callable[[int], nn.Module],
+    trunk: Callable[[int, int], nn.Module],
     input_shape: tuple[int, ...],
     dtype: torch.dtype = torch.float32,
-) -> dict[int, int]:
+) -> dict[tuple[int, int], int]:
     """Count the multiply-accumulates of the networks in which several depths were trained together.
 
     Args:
         records: of a training.
-        trunk: gives the first so many blocks with all their heads, best on the meta device.
+        trunk: gives the first so many blocks with the heads of their depths from a lowest one on, best on the meta
+            device.
         input_shape: of one input, without the batch.
         dtype: of the input; int64 for tokens.
 
     Returns:
-        MACs of one input through all heads, by the number of blocks.
+        MACs of one input through all heads, by the number of blocks and the lowest depth.
     """
-    depths = sorted({record.depth for record in records if record.scores})
-    return {depth: measure_cost(trunk(depth), input_shape, dtype).macs for depth in depths}
+    networks = sorted({(record.depth, record.lowest) for record in records if record.scores})
+    return {network: measure_cost(trunk(*network), input_shape, dtype).macs for network in networks}
 
 
 def train_macs(
-    records: Iterable[EpochRecord], macs_by_depth: Sequence[int], together: Mapping[int, int] | None = None
+    records: Iterable[EpochRecord],
+    macs_by_depth: Sequence[int],
+    together: Mapping[tuple[int, int], int] | None = None,
 ) -> int:
     """Count the multiply-accumulates that a training took: 3 forward passes per sample trained on, 1 per evaluated.
 
@@ -143,7 +146,8 @@ def train_macs(
         records: of its epochs; those of compressing bring the costs of their own network, and of its teacher, which
             passes every sample trained on forward once.
         macs_by_depth: of one forward pass of one image at depth 1, 2, and so on.
-        together: of one through all heads of the first so many blocks, where several depths were trained together.
+        together: of one through the heads of the first so many blocks from a lowest depth on, where several depths were
+            trained together.
 
     Returns:
         MACs in all.
@@ -152,7 +156,7 @@ def train_macs(
     for record in records:
         narrowed = record.narrowed
         macs = narrowed.macs if narrowed else macs_by_depth[record.depth - 1]
-        macs = together[record.depth] if together and record.scores else macs
+        macs = together[record.depth, record.lowest] if together and record.scores else macs
         total += macs * (3 * record.train_samples + record.evaluated_samples)
         total += narrowed.teacher_macs * record.train_samples if narrowed else 0
     return total

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from odn.config import ExpandConfig
-from odn.records import EpochRecord, Phase, StopReason
+from odn.growth import settle_target
+from odn.records import EpochRecord, Phase
 from odn.starting import Start
-from odn.stopping import met_depths, settle_target
+from odn.stopping import confirmed_depths, met_depths, newest_stage
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,10 +46,12 @@ def holding_depths(records: Sequence[EpochRecord], depths: Sequence[int], config
     Returns:
         Depths, each confirmed.
     """
-    reached = {r.depth for r in records if r.phase == "settle" and r.stop == StopReason.TARGET_REACHED}
-    if config.settle_epochs:
-        return reached
-    return set(met_depths(records, depths, config))
+    if not config.settle_epochs:
+        return set(met_depths(records, depths, config))
+    last = records[-1]
+    if last.phase != "settle" or last.stop is None:
+        return set()
+    return set(confirmed_depths(newest_stage(records), depths, config))
 
 
 def expand_result(records: Sequence[EpochRecord], depths: Sequence[int], config: ExpandConfig) -> ExpandResult:
@@ -63,10 +66,13 @@ def expand_result(records: Sequence[EpochRecord], depths: Sequence[int], config:
         The chosen depth and how it was found.
     """
     settled = settle_target(records, depths, config)
-    holding = holding_depths(records, depths, settled)
-    if not config.target_accuracy and settled.target_accuracy and records[-1].phase == "settle":
-        holding = {records[-1].depth}  # an automatic target asks for no more than what it reached
     known = {record.depth: record for record in best_by_depth(records) if record.depth in depths}
+    if config.target_accuracy or not config.settle_epochs:
+        holding = holding_depths(records, depths, settled)
+    else:  # an automatic target was seen on these very scores, so that none has to be confirmed
+        tried = {one.depth for one in records[-1].by_depth() if one.depth in depths}
+        target = settled.target_accuracy
+        holding = {depth for depth in tried if target and known[depth].valid_score >= target}
     chosen = min(holding) if holding else max(known, key=lambda depth: (known[depth].valid_score, -depth))
     return ExpandResult(
         depth=chosen,
@@ -81,24 +87,25 @@ def kept_by_depth(records: Sequence[EpochRecord]) -> dict[int, tuple[EpochRecord
     """Find for every depth of an expansion the best of the weights that were kept for it.
 
     Kept are those of the last epoch of every network that was grown, and the best ones of every depth that was trained
-    on its own.
+    to its end.
 
     Args:
         records: of the expansion, oldest first.
 
     Returns:
-        By ascending depth its own record, and the one whose weights are kept: the same where it was trained on its own,
+        By ascending depth its own record, and the one whose weights are kept: the same where it was trained to its end,
         otherwise that of the network it is part of.
     """
     kept: dict[str, EpochRecord] = {}
     for record in records:
-        name = kept_name(record.phase, record.depth)
-        if record.phase != "settle" or name not in kept or record.valid_score >= kept[name].valid_score:
-            kept[name] = record
+        for one in record.by_depth() if record.phase == "settle" else [record]:
+            name = kept_name(one.phase, one.depth)
+            if one.phase != "settle" or name not in kept or one.valid_score >= kept[name].valid_score:
+                kept[name] = one
     best: dict[int, tuple[EpochRecord, EpochRecord]] = {}
     for record in kept.values():
         for one in record.by_depth():
-            # Of equals the later one: it was trained for longer, or on its own.
+            # Of equals the later one: it was trained for longer, or to its end.
             if one.depth not in best or one.valid_score >= best[one.depth][0].valid_score:
                 best[one.depth] = one, record
     return dict(sorted(best.items()))
@@ -117,7 +124,7 @@ def best_by_depth(records: Sequence[EpochRecord]) -> list[EpochRecord]:
 
 
 def is_settled(records: Sequence[EpochRecord], depth: int) -> bool:
-    """Tell whether the weights kept for a depth were trained on its own, so that no fine-tuning is due.
+    """Tell whether the weights kept for a depth were trained to their end, so that no fine-tuning is due.
 
     Args:
         records: of a run, oldest first.
@@ -138,6 +145,6 @@ def kept_name(phase: Phase, depth: int) -> str:
         depth: number of blocks.
 
     Returns:
-        The name of a directory: that of one depth, or of a network with the heads of all depths up to it.
+        The name of a directory: that of one depth, or of a grown network with the heads of all depths up to it.
     """
     return f"depth_{depth:03d}" if phase == "settle" else f"trunk_{depth:03d}"

@@ -56,18 +56,19 @@ class Prefix(nn.Module):
 
 @final
 class PartitionedNetwork(nn.Module):
-    """A deep network partitioned into a stem, D blocks and a head per depth.
+    """A deep network partitioned into a stem, D blocks and a head per depth, or per depth from a lowest one on.
 
     Args:
         stem: from the input to the first features.
         blocks: D modules, each reading what the one before gives.
-        heads: D modules; head d-1 turns the features after d blocks into logits.
+        heads: one per depth from ``lowest`` to D; that of depth d turns the features after d blocks into logits.
         spec: recipe of the full depth, or None for a network built by hand, which can be trained and extracted
             but not exported.
         origin: of trained weights, or None where all are fresh; the heads are new either way.
+        lowest: the first depth that has a head, 1 to D.
 
     Raises:
-        UsageError: when there is not one head per block.
+        UsageError: when there is not one head per block, from the lowest depth on.
     """
 
     def __init__(
@@ -77,12 +78,13 @@ class PartitionedNetwork(nn.Module):
         heads: Sequence[nn.Module],
         spec: NetworkSpec | None = None,
         origin: Origin | None = None,
+        lowest: int = 1,
     ) -> None:
         super().__init__()
-        if not blocks or len(blocks) != len(heads):
+        if not heads or len(blocks) != len(heads) + lowest - 1:
             raise UsageError(f"{len(blocks)} blocks and {len(heads)} heads; allowed: one head per block, one or more")
         self.stem, self.blocks, self.heads = stem, nn.ModuleList(blocks), nn.ModuleList(heads)
-        self.spec, self.origin = spec, origin
+        self.spec, self.origin, self.lowest = spec, origin, lowest
 
     @property
     def max_depth(self) -> int:
@@ -103,7 +105,7 @@ class PartitionedNetwork(nn.Module):
         """Return the network of one depth, sharing its weights with this one.
 
         Args:
-            depth: blocks to keep, 1 to ``max_depth``.
+            depth: blocks to keep, ``lowest`` to ``max_depth``.
 
         Returns:
             An ordinary module that holds exactly its own parameters.
@@ -111,27 +113,29 @@ class PartitionedNetwork(nn.Module):
         Raises:
             UsageError: when there is no such depth.
         """
-        if not 1 <= depth <= self.max_depth:
-            raise UsageError(f"depth {depth}; allowed: 1 to {self.max_depth}")
+        if not self.lowest <= depth <= self.max_depth:
+            raise UsageError(f"depth {depth}; allowed: {self.lowest} to {self.max_depth}")
         spec = dataclasses.replace(self.spec, depth=depth) if self.spec else None
         blocks = list(self.blocks)[:depth]
-        return Prefix(self.stem, blocks, self.heads[depth - 1], spec, min(depth, self.pretrained))
+        return Prefix(self.stem, blocks, self.heads[depth - self.lowest], spec, min(depth, self.pretrained))
 
-    def trunk(self, depth: int) -> "PartitionedNetwork":
-        """Return the first blocks with the heads of all their depths, sharing their weights with this network.
+    def trunk(self, depth: int, lowest: int = 1) -> "PartitionedNetwork":
+        """Return the first blocks with the heads of their depths, sharing their weights with this network.
 
         Args:
             depth: blocks to keep, 1 to ``max_depth``.
+            lowest: the first depth whose head is kept, the network's own to ``depth``.
 
         Returns:
             A network that holds exactly its own parameters.
         """
         spec = dataclasses.replace(self.spec, depth=depth) if self.spec else None
-        return PartitionedNetwork(self.stem, list(self.blocks)[:depth], list(self.heads)[:depth], spec, self.origin)
+        heads = list(self.heads)[lowest - self.lowest : depth - self.lowest + 1]
+        return PartitionedNetwork(self.stem, list(self.blocks)[:depth], heads, spec, self.origin, lowest)
 
     def prefixes(self) -> Iterator[Prefix]:
-        """Yield the networks of depth 1, 2, and so on up to the full depth."""
-        return map(self.prefix, range(1, self.max_depth + 1))
+        """Yield the networks of every depth that has a head, up to the full one."""
+        return map(self.prefix, range(self.lowest, self.max_depth + 1))
 
     def forward(self, x: Tensor, shares: Mapping[int, float] | None = None) -> list[Tensor]:
         """Return logits of shape (B, K) of some depths, in ascending order, from one pass over the blocks.
@@ -139,15 +143,18 @@ class PartitionedNetwork(nn.Module):
         Args:
             x: a batch.
             shares: the depths whose heads are asked, each with the factor on the gradient that it sends back into the
-                blocks; None asks all D.
+                blocks; None asks all.
 
         Returns:
             A tensor per depth asked.
         """
         features = self.stem(x)
         logits = []
-        for depth, (block, head) in enumerate(zip(self.blocks, self.heads, strict=True), 1):
+        for depth, block in enumerate(self.blocks, 1):
             features = block(features)
+            if depth < self.lowest:
+                continue
+            head = self.heads[depth - self.lowest]
             if shares is None:
                 logits.append(head(features))
             elif depth in shares:

@@ -24,7 +24,7 @@ from odn.measure import macs_by_depth, training_bytes
 from odn.network import Prefix, build_network
 from odn.optimizers import batch_size_for, settled
 from odn.processes import training_device
-from odn.search import MOST_SETTLED, next_trunk, plan_depths
+from odn.search import next_trunk, plan_depths
 from odn.stage import Stage
 from odn.stopping import cap_of
 from odn.texts import plain_preprocessing
@@ -168,15 +168,12 @@ def plan(workload: Workload, hardware: Hardware, depth: int | None = None) -> di
 def _longest_search(workload: Workload, max_depth: int, steps: int) -> Iterator[tuple[int, int]]:
     """Yield depths and epochs of a search in which nothing but the full depth holds the target."""
     config, depths = workload.expand, plan_depths(workload.expand, max_depth)
-    before = 0
     trunk: int | None = depths[0]
     while trunk is not None:
-        yield trunk, cap_of("expand", config, steps) + cap_of("cooldown", config, steps)
-        # Depths that were expected to do and did not.
-        added = [depth for depth in depths if before < depth <= trunk]
-        for depth in added[-MOST_SETTLED:]:
-            yield depth, cap_of("settle", config, steps)
-        before, trunk = trunk, next_trunk(depths, trunk)
+        # Every network was expected to do and did not; the deepest needs no look at how near it is.
+        look = trunk < depths[-1] or not config.settle_epochs
+        yield trunk, cap_of("settle", config, steps) + look * cap_of("expand", config, steps)
+        trunk = next_trunk(depths, trunk)
     if not config.settle_epochs:
         yield depths[-1], FinetuneConfig().epochs_for()
 

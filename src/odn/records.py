@@ -19,7 +19,7 @@ Verb = Literal["expand", "oneshot", "finetune", "compress"]
 VERBS: tuple[Verb, ...] = ("expand", "oneshot", "finetune", "compress")
 PHASE_NAMES: dict[Phase, str] = {
     "expand": "grow",
-    "cooldown": "cool down",
+    "cooldown": "cool down",  # in runs of earlier versions
     "settle": "settle",
     "oneshot": "all depths",
     "finetune": "fine-tune",
@@ -58,8 +58,8 @@ class EpochRecord:
     """One epoch of training and the evaluation that followed it.
 
     Attributes:
-        phase: expansion at a constant learning rate, expansion annealing a network that is near the target, expansion
-            training one depth on its own, all depths at once, fine-tuning, or compressing.
+        phase: expansion at a constant learning rate, expansion training some depths to their end, all depths at once,
+            fine-tuning, or compressing; earlier versions also annealed all depths of a growing network.
         depth: number of blocks in training, from 1.
         epoch: epoch within this phase and depth, from 1.
         cap: most epochs of this phase at this depth.
@@ -76,7 +76,7 @@ class EpochRecord:
         trivial_score: what the best answer scores that is the same for every sample; None if unknown.
         stop: why this phase of this depth ended with this epoch, None while it goes on.
         narrowed: while compressing, the network in training.
-        scores: where several depths are trained together, the validation score of each, from depth 1.
+        scores: where depths are trained together, the validation score of each that has a head, ascending to ``depth``.
         errors: likewise their standard errors.
     """
 
@@ -99,8 +99,13 @@ class EpochRecord:
     scores: tuple[float, ...] = ()
     errors: tuple[float, ...] = ()
 
+    @property
+    def lowest(self) -> int:
+        """The first depth that had a head."""
+        return self.depth - max(len(self.scores), 1) + 1
+
     def by_depth(self) -> "list[EpochRecord]":
-        """Take an epoch in which all depths were trained apart.
+        """Take an epoch in which several depths were trained apart.
 
         Returns:
             A record for each depth, with its own score; the record alone where one depth was trained.
@@ -109,7 +114,7 @@ class EpochRecord:
             return [self]
         return [
             dataclasses.replace(self, depth=depth, valid_score=score, valid_error=error, scores=(), errors=())
-            for depth, (score, error) in enumerate(zip(self.scores, self.errors, strict=True), 1)
+            for depth, (score, error) in enumerate(zip(self.scores, self.errors, strict=True), self.lowest)
         ]
 
     @property

@@ -18,19 +18,6 @@ def constant_after_warmup(warmup_epochs: float) -> Schedule:
     return lambda epochs: min(1.0, epochs / warmup_epochs) if warmup_epochs else 1.0
 
 
-def cool_down(start_epochs: float, total_epochs: int) -> Schedule:
-    """Return the schedule of a cool-down: from the constant learning rate linearly to zero.
-
-    Args:
-        start_epochs: epochs trained at this depth when it begins.
-        total_epochs: its length.
-
-    Returns:
-        Factor on the learning rate as a function of the epochs trained at this depth.
-    """
-    return lambda epochs: min(1.0, max(0.0, 1 - (epochs - start_epochs) / total_epochs))
-
-
 def anneal(total_epochs: int, warmup_epochs: float) -> Schedule:
     """Return the schedule of fine-tuning: a linear rise over at most a tenth, then half a cosine down to zero.
 

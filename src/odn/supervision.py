@@ -33,7 +33,8 @@ class AllDepthsLoss:
     def __init__(
         self, network: PartitionedNetwork, task: Task, config: OneShotConfig, *, label_smoothing: float = 0.0
     ) -> None:
-        self.max_depth, self.task, self.config, self.label_smoothing = network.max_depth, task, config, label_smoothing
+        self.lowest, self.max_depth = network.lowest, network.max_depth
+        self.task, self.config, self.label_smoothing = task, config, label_smoothing
 
     def draw(self) -> list[int]:
         """Draw the depths of one step by the sandwich rule.
@@ -41,12 +42,12 @@ class AllDepthsLoss:
         Returns:
             Ascending depths, the first and the last of all among them.
         """
-        deepest = self.max_depth
-        between = max(0, deepest - 2)
+        lowest, deepest = self.lowest, self.max_depth
+        between = inner = max(0, deepest - lowest - 1)
         if self.config.depths_per_step:
             between = min(between, self.config.depths_per_step - 2)
-        drawn = torch.randperm(max(0, deepest - 2))[:between] + 2
-        return sorted({1, deepest, *drawn.tolist()})
+        drawn = torch.randperm(inner)[:between] + lowest + 1
+        return sorted({lowest, deepest, *drawn.tolist()})
 
     def __call__(self, model: nn.Module, x: Tensor, targets: Tensor, /) -> Tensor:
         """Run a network on a batch of inputs, and return its mean loss."""
@@ -67,7 +68,7 @@ class AllDepthsLoss:
             # The processes wait for the gradient of every weight, also of the heads that were not drawn.
             network = model.module
             assert isinstance(network, PartitionedNetwork)
-            idle = [head for depth, head in enumerate(network.heads, 1) if depth not in depths]
+            idle = [head for depth, head in enumerate(network.heads, self.lowest) if depth not in depths]
             loss = loss + sum(weight.sum() * 0.0 for head in idle for weight in head.parameters())
         return loss
 

@@ -76,7 +76,7 @@ class ExpandConfig:
 
     Attributes:
         target_accuracy: validation accuracy to reach, a fraction above 0 and at most 1; 0 finds it automatically:
-            what the best depth is expected to reach on its own once growing gains nothing more, less ``within``.
+            what the best depth reaches once growing gains nothing more, less ``within``.
         within: how far below the best accuracy the shallowest network may stay with an automatic target.
         depths: the depths that may be chosen, ascending; empty means every depth from 1 to the full one.
         epochs_per_depth: hard cap on the epochs at a constant learning rate at one depth. 0 means 4, or as many as 500
@@ -86,13 +86,9 @@ class ExpandConfig:
         patience: a network has converged when so many epochs in a row brought no improvement.
         min_improvement: gains in validation accuracy below this fraction do not count as improvement.
         reach: a network is near the target when its best depth makes at most so many times as many errors per correct
-            answer as the target allows; others are not annealed before more blocks are attached, but for the deepest.
-        cooldown_epochs: a network near the target is annealed to zero over so many epochs, to see how its depths do;
-            0 never does that.
-        gain: on its own, a depth is expected to make so many times the errors that it makes among the others, above 0
-            and at most 1, until the first one that was trained on its own says how many.
-        settle_epochs: the depth that should hold the target is trained on its own, annealed over so many epochs; 0
-            takes it as it is among the others.
+            answer as the target allows; of others the depths are not trained to their end, but for the deepest.
+        settle_epochs: the depths that a network near the target has more than the one before are trained to their end
+            over so many epochs; 0 takes them as they are once growing has reached the target.
         probe_images: of a pretrained network, fit the probes on so many training images at most; 0 does not probe.
         reach_probe: growing begins at the first depth whose probe has an error of at most so many times the target's,
             or the best probe's where that is larger.
@@ -106,9 +102,7 @@ class ExpandConfig:
     confidence: float = 0.0
     patience: int = 4
     min_improvement: float = 0.0005
-    reach: float = 2.0
-    cooldown_epochs: int = 10
-    gain: float = 0.82
+    reach: float = 1.85
     settle_epochs: int = 30
     probe_images: int = 20_000
     reach_probe: float = 2.0
@@ -123,7 +117,6 @@ class ExpandConfig:
             require(value >= 1, f"expand.{name} is {value}; allowed: 1 or more")
         require(self.probe_images >= 0, f"expand.probe_images is {self.probe_images}; allowed: 0 or more")
         require(self.reach_probe >= 1, f"expand.reach_probe is {self.reach_probe}; allowed: 1 or more")
-        require(0 < self.gain <= 1, f"expand.gain is {self.gain}; allowed: above 0 and at most 1, e.g. 0.82")
         require(self.reach >= 1, f"expand.reach is {self.reach}; allowed: 1 or more")
         require(
             0 <= self.confidence < 1,
@@ -139,12 +132,11 @@ class ExpandConfig:
             f"expand.confirmations is {self.confirmations} but only {most} epochs are allowed per depth; lower the one "
             "or raise the other",
         )
-        for name in ("cooldown_epochs", "settle_epochs"):
-            value = getattr(self, name)
-            require(
-                value == 0 or value >= self.confirmations,
-                f"expand.{name} is {value}; allowed: 0, or at least expand.confirmations, {self.confirmations}",
-            )
+        require(
+            self.settle_epochs == 0 or self.settle_epochs >= self.confirmations,
+            f"expand.settle_epochs is {self.settle_epochs}; allowed: 0, or at least expand.confirmations, "
+            f"{self.confirmations}",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,7 +145,7 @@ class FinetuneConfig:
 
     Attributes:
         epochs: epochs over which the learning rate is annealed to zero; 0 leaves the network as extracted. Negative
-            means 15, and in a run 0 where the search has trained the chosen depth on its own already.
+            means 15, and in a run 0 where the search has trained the chosen depth to its end already.
     """
 
     epochs: int = -1
@@ -162,7 +154,7 @@ class FinetuneConfig:
         """Say how long the network is fine-tuned.
 
         Args:
-            settled: whether its depth was trained on its own already.
+            settled: whether its depth was trained to its end already.
 
         Returns:
             Epochs.

@@ -1,0 +1,125 @@
+"""When growing is over: near a target that is known, or at the knee where it is not. No torch here."""
+
+import dataclasses
+from collections.abc import Sequence
+from itertools import groupby
+
+from odn.config import ExpandConfig
+from odn.records import EpochRecord
+from odn.stopping import has_begun, newest_stage, scores_by_depth
+
+
+def near(records: Sequence[EpochRecord], depths: Sequence[int], config: ExpandConfig) -> bool:
+    """Tell whether a network whose growth has ended may hold the target once it is trained to its end.
+
+    At a constant learning rate averaged weights stay short of what annealing reaches (warm-up, stable, decay: Hu et
+    al., arXiv 2404.06395).
+
+    Args:
+        records: of the expansion, oldest first; the last is of that network's last epoch at a constant learning rate.
+        depths: the plan.
+        config: target, and how far from it is near.
+
+    Returns:
+        True when its best depth makes at most ``config.reach`` times as many errors per correct answer as the target
+        allows: what annealing brings is much the same for easy data as for difficult ones then. Where a network before
+        it was trained to its end, what that brought counts, if it was less.
+    """
+    grown = [max(scores_by_depth(r, depths).values(), key=_score) for r in _networks(records)]
+    reach = config.reach
+    for before in grown[:-1]:
+        ended = [r for r in records if r.phase == "settle" and r.depth == before.depth]
+        if ended:
+            best = max((one for r in ended for one in scores_by_depth(r, depths).values()), key=_score)
+            reach = min(reach, _odds(before.valid_score) / _odds(best.valid_score))
+    return _odds(grown[-1].valid_score) <= reach * _odds(config.target_accuracy)
+
+
+def _score(record: EpochRecord) -> float:
+    return record.valid_score
+
+
+def _networks(records: Sequence[EpochRecord]) -> list[EpochRecord]:
+    """Take the last epoch of every network that was grown."""
+    growing = [record for record in records if record.phase == "expand"]
+    return [list(group)[-1] for _, group in groupby(growing, key=lambda record: record.depth)]
+
+
+def _odds(score: float) -> float:
+    """Errors per correct answer."""
+    return (1 - score) / max(score, 1e-9) if score < 1 else 1e-9  # R² may lie below 0
+
+
+def growth_is_over(records: Sequence[EpochRecord], depths: Sequence[int]) -> bool:
+    """Tell whether growing has shown what the data give, for an automatic target.
+
+    It has when the last two networks each gained less than one standard error over the best before them, which had
+    learnt something, or when nothing deeper is planned.
+
+    Args:
+        records: of the expansion, oldest first.
+        depths: the plan, ascending.
+
+    Returns:
+        Whether it is over.
+    """
+    networks = _networks(records)
+    if networks[-1].stop is None:
+        return False
+    _, idle = _knee(networks, depths)
+    return idle >= 2 or networks[-1].depth == depths[-1]
+
+
+def knee_of(records: Sequence[EpochRecord], depths: Sequence[int]) -> int:
+    """Say up to which depth growing gained for certain, for an automatic target.
+
+    Args:
+        records: of the expansion, oldest first.
+        depths: the plan, ascending.
+
+    Returns:
+        The depth of the network before the last one that gained a standard error or more; 0 where that was the first.
+    """
+    networks = _networks(records)
+    best, _ = _knee(networks, depths)
+    return networks[best - 1].depth if best > 0 else 0
+
+
+def _knee(networks: Sequence[EpochRecord], depths: Sequence[int]) -> tuple[int, int]:
+    """Return the number of the last network that gained, and how many after it did not."""
+    best: EpochRecord | None = None
+    last = idle = 0
+    for number, network in enumerate(networks):
+        top = max(scores_by_depth(network, depths).values(), key=_score)
+        if best is not None:
+            flat = top.valid_score - best.valid_score < best.valid_error and has_begun([best])
+            last, idle = (last, idle + 1) if flat else (number, 0)
+        best = top if best is None else max(best, top, key=_score)
+    return last, idle
+
+
+def settle_target(records: Sequence[EpochRecord], depths: Sequence[int], config: ExpandConfig) -> ExpandConfig:
+    """Fill in an automatic target once it is known.
+
+    It is what the best of the depths that were trained to their end reached, less ``config.within``.
+
+    Args:
+        records: of a run, oldest first.
+        depths: the plan, ascending.
+        config: the target; 0 stands for an automatic one.
+
+    Returns:
+        The settings with the target filled in, or as they were where it is given, not yet known, or an R² that is not
+        above that of one answer for every sample.
+    """
+    expansion = [record for record in records if record.verb == "expand"]
+    if config.target_accuracy or not expansion or expansion[-1].stop is None:
+        return config
+    last = expansion[-1]
+    if config.settle_epochs and last.phase != "settle":
+        return config
+    if not config.settle_epochs and not growth_is_over(expansion, depths):
+        return config
+    ended = newest_stage(expansion) if last.phase == "settle" else [last]
+    best = max(one.valid_score for record in ended for one in scores_by_depth(record, depths).values())
+    return dataclasses.replace(config, target_accuracy=max(best - config.within, 0.0))

@@ -1,0 +1,103 @@
+import dataclasses
+
+import pytest
+
+from odn.config import ExpandConfig
+from odn.growth import growth_is_over, knee_of, near, settle_target
+from odn.records import EpochRecord, StopReason
+from test_stopping import records, together
+
+
+def grown(*networks: tuple[int, ...], phase: str = "expand") -> list[EpochRecord]:
+    return [dataclasses.replace(together(scores, phase=phase)[0], stop=StopReason.EPOCH_BUDGET) for scores in networks]
+
+
+def band(depth: int, *scores: int, stop: StopReason | None = StopReason.EPOCH_BUDGET) -> EpochRecord:
+    """The depths up to one, trained to their end."""
+    return dataclasses.replace(together(scores, phase="settle")[0], depth=depth, stop=stop)
+
+
+AUTO = ExpandConfig(within=0.002)
+GIVEN = ExpandConfig(target_accuracy=0.99)
+DOUBLED = (1, 2, 4, 8, 16)
+
+
+def test_near_compares_the_errors_of_the_best_planned_depth():
+    # 20 errors for 980 correct answers are allowed; 30 for 970 are 1.515 times as many.
+    config = ExpandConfig(target_accuracy=0.98, reach=1.52)
+    found = together((900, 970, 960))
+    assert near(found, (1, 2, 3), config)
+    assert not near(found, (1, 3), config)
+    assert not near(found, (1, 2, 3), dataclasses.replace(config, reach=1.51))
+    assert near(together((500,)), (1,), ExpandConfig(target_accuracy=0.6, reach=1.5))
+    assert not near(together((499,)), (1,), ExpandConfig(target_accuracy=0.6, reach=1.5))
+
+
+def test_near_knows_what_training_to_the_end_brought_before():
+    config = ExpandConfig(target_accuracy=0.98, reach=2.0)
+    before, now = grown((900,), (900, 970))
+    # From 900 to 932 of 1,000 the odds of an error fall to 1 of 1.523; from 970 to 980 it would be 1 of 1.515.
+    assert near([before, band(1, 932), now], (1, 2), config)
+    assert not near([before, band(1, 931), now], (1, 2), config)
+    assert not near([before, band(1, 931), band(1, 910), now], (1, 2), config)
+    # The best of its planned depths is what they stand for.
+    assert near([*grown((0, 900)), band(2, 0, 932), *grown((0, 0, 970))], (1, 2, 3), config)
+    assert not near([before, band(1, 999), *grown((900, 960))], (1, 2), config)
+
+
+def test_a_network_that_explains_less_than_a_constant_is_not_near():
+    (record,) = together((0,))
+    worse = dataclasses.replace(record, scores=(-0.5,), metric="r2")
+    assert not near([worse], (1,), ExpandConfig(target_accuracy=0.01, reach=1e5))
+    assert not near([record], (1,), ExpandConfig(target_accuracy=0.01, reach=1e5))
+    perfect = together((1000,))
+    assert near([*grown((1000,)), band(1, 1000), *perfect], (1,), ExpandConfig(target_accuracy=1.0))
+
+
+def test_growth_is_over_when_two_networks_in_a_row_gained_less_than_a_standard_error():
+    rising = grown((850,), (850, 900), (850, 900, 900, 901))
+    assert not growth_is_over(rising, DOUBLED)
+    flat = [*rising, *grown((850, 900, 900, 901, 0, 0, 0, 905))]
+    assert growth_is_over(flat, DOUBLED)
+    # A gain of more than a standard error (0.0095 at 0.9 of 1000) starts the count anew.
+    assert not growth_is_over([*rising, *grown((0, 0, 0, 0, 0, 0, 0, 912))], DOUBLED)
+    assert growth_is_over(rising, (1, 2, 4))
+    assert not growth_is_over(together((900,)), (1,))
+
+
+def test_networks_that_have_learnt_nothing_make_no_knee():
+    flat = grown((500,), (500, 500), (500, 500, 500, 501))
+    assert growth_is_over(flat, DOUBLED)
+    stuck = [dataclasses.replace(record, trivial_score=0.5) for record in flat]
+    assert not growth_is_over(stuck, DOUBLED)
+    assert growth_is_over(stuck, (1, 2, 4))  # nothing deeper is planned
+
+
+def test_up_to_the_knee_growing_gained():
+    assert knee_of(grown((850,)), DOUBLED) == 0
+    rising = grown((850,), (850, 900), (850, 900, 900, 901), (850, 900, 900, 901, 0, 0, 0, 905))
+    assert knee_of(rising, DOUBLED) == 1
+    assert knee_of(rising[:1] + rising[2:], DOUBLED) == 1
+    later = [*rising, *grown((925,) * 16)]
+    assert knee_of(later, DOUBLED) == 8
+    # Networks that have learnt nothing say nothing about those after them.
+    stuck = [dataclasses.replace(r, trivial_score=0.5) for r in grown((500,), (500, 501), (500, 501, 502, 503))]
+    assert knee_of(stuck, DOUBLED) == 2
+
+
+def test_an_automatic_target_is_a_little_less_than_what_the_best_depth_reached():
+    found = grown((850,), (850, 900))
+    assert settle_target([], (1, 2), AUTO) == settle_target(found, (1, 2), AUTO) == AUTO
+    assert settle_target([*found, band(2, 910, 920, stop=None)], (1, 2), AUTO) == AUTO
+    ended = [*found, band(2, 911, 915, stop=None), band(2, 910, 912)]
+    assert settle_target(ended, (1, 2), AUTO).target_accuracy == pytest.approx(0.913)
+    assert settle_target(ended, (1,), AUTO).target_accuracy == pytest.approx(0.909)
+    tuned = dataclasses.replace(records([999])[0], phase="finetune")  # what comes later changes nothing
+    assert settle_target([*ended, tuned], (1, 2), AUTO).target_accuracy == pytest.approx(0.913)
+    believed = dataclasses.replace(AUTO, settle_epochs=0)
+    assert settle_target(found, (1, 2), believed).target_accuracy == pytest.approx(0.898)
+    assert settle_target(found, (1, 2, 4), believed) == believed  # it still grows
+
+
+def test_a_target_that_is_given_stays():
+    assert settle_target(grown((500,), (500, 500), (500, 500, 500, 500)), (1, 2, 4), GIVEN) == GIVEN
