@@ -87,6 +87,55 @@ def test_a_head_sends_its_share_of_the_gradient_into_the_blocks_and_keeps_its_ow
     torch.testing.assert_close(same_head, head)
 
 
+def test_every_block_learns_from_the_mean_of_the_heads_beyond_it():
+    whole = by_hand(4, norm=False)
+    x, y = batch()
+
+    def gradients(network, loss):
+        whole.zero_grad()
+        loss(network, x, y).backward()
+        return [block[0].weight.grad.clone() for block in whole.blocks], [
+            h.linear.weight.grad.clone() for h in whole.heads[1:]
+        ]
+
+    def of_one(depth):
+        """The gradients of one head alone, zero beyond it."""
+        blocks, _ = gradients(
+            whole,
+            lambda n, x, y: (
+                task_loss("classification", n(x, {depth: 1.0})[0], y) + 0.0 * sum(p.sum() for p in n.parameters())
+            ),
+        )
+        return blocks
+
+    band = whole.trunk(4, 2)
+    loss = AllDepthsLoss(band, "classification", OneShotConfig(soft_share=0.0), mean=True)
+    blocks, heads = gradients(band, loss)
+    alone = {depth: of_one(depth) for depth in (2, 3, 4)}
+    for number, gradient in enumerate(blocks, 1):
+        beyond = [alone[depth][number - 1] for depth in (2, 3, 4) if depth >= number]
+        torch.testing.assert_close(gradient, sum(beyond) / len(beyond))
+    _, whole_heads = gradients(band, AllDepthsLoss(band, "classification", OneShotConfig(soft_share=0.0)))
+    for own, expected in zip(heads, whole_heads, strict=True):
+        torch.testing.assert_close(own, expected)
+
+
+def test_only_depths_from_the_lowest_on_have_a_head():
+    whole = by_hand(4)
+    x, _ = batch()
+    band = whole.trunk(4, 3)
+    assert (band.lowest, band.depth, len(band.heads), len(band.trunk(3, 3).heads)) == (3, 4, 2, 1)
+    assert all(torch.equal(a, b) for a, b in zip(band(x), whole(x)[2:], strict=True))
+    assert [prefix.depth for prefix in band.prefixes()] == [3, 4]
+    assert all(torch.equal(p(x), a) for p, a in zip(band.prefixes(), band(x), strict=True))
+    assert evaluate_depths(whole, DATA.valid)[2:] == evaluate_depths(band, DATA.valid)
+    assert AllDepthsLoss(band, "classification", OneShotConfig()).draw() == [3, 4]
+    with pytest.raises(UsageError, match="depth 2; allowed: 3 to 4"):
+        band.prefix(2)
+    with pytest.raises(UsageError, match="4 blocks and 3 heads; allowed: one head per block"):
+        PartitionedNetwork(whole.stem, list(whole.blocks), list(whole.heads)[1:])
+
+
 @given(depths=st.integers(1, 30), count=st.sampled_from([0, 2, 3, 4, 50]), seed=st.integers(0, 99))
 def test_the_sandwich_rule(depths, count, seed):
     loss = AllDepthsLoss(by_hand(depths, norm=False), "classification", OneShotConfig(depths_per_step=count))

@@ -241,7 +241,11 @@ def _stage(
     trunk = network.trunk(step.depth, step.lowest)
     # The heads learn from the labels alone: where the deepest one teaches, the others do better than they would alone.
     loss = AllDepthsLoss(
-        trunk, train.spec.task, OneShotConfig(soft_share=0.0), label_smoothing=training.label_smoothing
+        trunk,
+        train.spec.task,
+        OneShotConfig(soft_share=0.0),
+        label_smoothing=training.label_smoothing,
+        mean=step.phase == "settle",
     )
     return Stage(trunk, training, train, previous=previous, loss=loss)
 
