@@ -22,7 +22,7 @@ ROWS = [
     ["defaults", "metrics"],
     ["losses"],
     ["data", "layers", "measure", "stopping", "schedules", "widths"],
-    ["starting", "calibration"],
+    ["starting", "calibration", "growth"],
     ["outcome"],
     ["backbones", "search", "narrowing", "spec", "catalog"],
     ["curve", "devices"],
