@@ -6,6 +6,7 @@ target is the deeper of the two. Flat stretches have no right answer: they give 
 target the right depth is the shallowest one within ``ExpandConfig.within`` of the oracle's best.
 """
 
+import ast
 import hashlib
 import time
 from collections.abc import Callable, Generator, Sequence
@@ -38,18 +39,12 @@ SEARCH_CODE = (
     "config/training.py",
     "expansion.py",
     "search.py",
+    "growth.py",
     "outcome.py",
     "stopping.py",
     "extraction.py",
     "supervision.py",
 )
-
-# Code, and earlier code of which rows are kept because its searches take the same steps; all others were taken out. The
-# code now settles depths of networks of more than four blocks from fresh weights, where 67b0b8b9 did so for the deepest
-# alone; it settles all for 30 epochs, where c670c285 had 20 for depths before the last of a network. fe169a34 expected
-# more of all networks before the deepest, but for the last depth of the one that precedes it: kept are searches that
-# annealed these two alone, and tried none of their depths but that last one and those of the deepest.
-SAME_SEARCH = {"3afa7c04": ("67b0b8b9", "c670c285", "fe169a34")}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,16 +123,27 @@ def search_code() -> str:
     """Name the search that is measured.
 
     Returns:
-        Eight hexadecimal digits of a hash over what decides: the cells of another one are measured anew, but for those
-        that ``SAME_SEARCH`` keeps.
+        Eight hexadecimal digits of a hash over the code that decides, without its comments and docstrings: the cells of
+        another one are measured anew.
     """
     folder = Path(odn.__file__).parent
-    return hashlib.sha256(b"".join((folder / name).read_bytes() for name in SEARCH_CODE)).hexdigest()[:8]
+    return hashlib.sha256("".join(bare((folder / name).read_text()) for name in SEARCH_CODE).encode()).hexdigest()[:8]
 
 
-def searches() -> tuple[str, ...]:
-    """Name the searches whose rows count: the one that is measured, then those that take the same steps."""
-    return search_code(), *SAME_SEARCH.get(search_code(), ())
+def bare(source: str) -> str:
+    """Take comments and docstrings out of code.
+
+    Args:
+        source: of a module.
+
+    Returns:
+        What is left, in the one way in which it can be laid out.
+    """
+    tree = ast.parse(source)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node) is not None:
+            node.body[0] = ast.Pass()
+    return ast.unparse(tree)
 
 
 @cache
@@ -290,7 +296,7 @@ def of_plan(rows: Sequence[Row], plan: Plan) -> list[Row]:
     Returns:
         Rows with the plan's images, seeds, epochs, and the search as it is now.
     """
-    now = {"seed": plan.seeds, "train_limit": (plan.train_limit,), "epochs": (plan.epochs,), "search": searches()}
+    now = {"seed": plan.seeds, "train_limit": (plan.train_limit,), "epochs": (plan.epochs,), "search": (search_code(),)}
     return [row for row in rows if all(row[name] in values for name, values in now.items() if name in row)]
 
 
@@ -405,9 +411,7 @@ def seek(cells: Cells, plan: Plan, data_dir: Path, pair: Pair, depths: tuple[int
     data = data_of(pair[0], plan.train_limit, data_dir)
     for seed in plan.seeds:
         key: Row = {"kind": "search" if target else "auto", "data": pair[0], "backbone": pair[1], "seed": seed}
-        key |= {"target": target, "train_limit": plan.train_limit}
-        measured = {row["search"] for row in cells.rows if key.items() <= row.items()}
-        key["search"] = next((code for code in searches() if code in measured), search_code())
+        key |= {"target": target, "train_limit": plan.train_limit, "search": search_code()}
         cells.run(key, partial(search, data, pair[1], depths, target or 0.0, seed))
 
 
