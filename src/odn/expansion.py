@@ -245,7 +245,7 @@ def _stage(
         train.spec.task,
         OneShotConfig(soft_share=0.0),
         label_smoothing=training.label_smoothing,
-        mean=step.phase == "settle",
+        balanced=step.phase == "settle",
     )
     return Stage(trunk, training, train, previous=previous, loss=loss)
 

@@ -205,7 +205,20 @@ def scale_gradient(x: Any, factor: float) -> Any:
         return x
     if isinstance(x, tuple):
         return (scale_gradient(x[0], factor), *x[1:])
-    return x * factor + (x * (1 - factor)).detach()
+    return _ScaledGradient.apply(x, factor)
+
+
+class _ScaledGradient(torch.autograd.Function):
+    """The identity, exact in every precision, with a factor on its gradient."""
+
+    @staticmethod
+    def forward(context: Any, x: Tensor, factor: float) -> Tensor:
+        context.factor = factor
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(context: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return gradient * context.factor, None
 
 
 def lay_out(x: Tensor, layout: torch.memory_format = torch.channels_last) -> Tensor:
