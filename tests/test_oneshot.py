@@ -87,7 +87,7 @@ def test_a_head_sends_its_share_of_the_gradient_into_the_blocks_and_keeps_its_ow
     torch.testing.assert_close(same_head, head)
 
 
-def test_every_block_learns_from_the_heads_beyond_it_as_much_as_from_one():
+def test_every_block_learns_from_the_mean_of_the_heads_beyond_it():
     whole = by_hand(4, norm=False)
     x, y = batch()
 
@@ -109,12 +109,12 @@ def test_every_block_learns_from_the_heads_beyond_it_as_much_as_from_one():
         return blocks
 
     band = whole.trunk(4, 2)
-    loss = AllDepthsLoss(band, "classification", OneShotConfig(soft_share=0.0), balanced=True)
+    loss = AllDepthsLoss(band, "classification", OneShotConfig(soft_share=0.0), mean=True)
     blocks, heads = gradients(band, loss)
     alone = {depth: of_one(depth) for depth in (2, 3, 4)}
     for number, gradient in enumerate(blocks, 1):
         beyond = [alone[depth][number - 1] for depth in (2, 3, 4) if depth >= number]
-        torch.testing.assert_close(gradient, sum(beyond) / math.sqrt(len(beyond)))
+        torch.testing.assert_close(gradient, sum(beyond) / len(beyond))
     _, whole_heads = gradients(band, AllDepthsLoss(band, "classification", OneShotConfig(soft_share=0.0)))
     for own, expected in zip(heads, whole_heads, strict=True):
         torch.testing.assert_close(own, expected)

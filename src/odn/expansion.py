@@ -27,6 +27,7 @@ from odn.starting import Start, first_depth
 from odn.stopping import cap_of, decide, has_begun
 from odn.supervision import AllDepthsLoss
 
+_FEW_HEADS = 2  # up to so many the blocks learn from the mean of their gradients, otherwise from the sum
 _FRESH = "fresh"  # the weights that expansion began with, under this name
 _log = logging.getLogger("odn")
 
@@ -245,7 +246,7 @@ def _stage(
         train.spec.task,
         OneShotConfig(soft_share=0.0),
         label_smoothing=training.label_smoothing,
-        balanced=step.phase == "settle",
+        mean=step.phase == "settle" and step.depth - step.lowest < _FEW_HEADS,
     )
     return Stage(trunk, training, train, previous=previous, loss=loss)
 

@@ -4,7 +4,6 @@ Deep supervision (Lee et al., arXiv 1409.5185) of all depths, or of those that t
 arXiv 1903.05134); the deepest teaches the others (Zhang et al., arXiv 1905.08094) as far as it knows more.
 """
 
-import math
 from typing import final
 
 import torch
@@ -29,8 +28,7 @@ class AllDepthsLoss:
         task: of the data.
         config: which heads learn, and from whom.
         label_smoothing: of the labels, in [0, 1).
-        balanced: in the place of the shares of the configuration, every block learns from the sum of the heads beyond
-            it divided by the square root of their number: gradients that do not agree are as large then as one's.
+        mean: every block learns from the mean of the heads beyond it, in the place of the shares of the configuration.
     """
 
     def __init__(
@@ -40,9 +38,9 @@ class AllDepthsLoss:
         config: OneShotConfig,
         *,
         label_smoothing: float = 0.0,
-        balanced: bool = False,
+        mean: bool = False,
     ) -> None:
-        self.lowest, self.max_depth, self.balanced = network.lowest, network.max_depth, balanced
+        self.lowest, self.max_depth, self.mean = network.lowest, network.max_depth, mean
         self.task, self.config, self.label_smoothing = task, config, label_smoothing
 
     def draw(self) -> list[int]:
@@ -82,10 +80,9 @@ class AllDepthsLoss:
 
     def _factors(self, depths: list[int]) -> tuple[dict[int, float], dict[int, float]]:
         """Return the factors on what the heads of some depths send back, and on what comes from beyond them."""
-        if self.balanced:
+        if self.mean:
             left = dict(zip(depths, range(len(depths), 0, -1), strict=True))  # heads from here on
-            onward = {depth: math.sqrt(1 - 1 / n) for depth, n in left.items() if n > 1}
-            return {depth: 1 / math.sqrt(n) for depth, n in left.items()}, onward
+            return {depth: 1 / n for depth, n in left.items()}, {depth: 1 - 1 / n for depth, n in left.items() if n > 1}
         other = self.config.other_share * min(1.0, _MOST_HEARD / max(len(depths) - 1, 1))
         return dict.fromkeys(depths[:-1], other) | {depths[-1]: self.config.deep_share}, {}
 
