@@ -125,11 +125,12 @@ def test_only_planned_depths_are_chosen():
 
 
 def test_depths_are_trained_to_their_end_from_the_weights_that_expansion_began_with(monkeypatch):
-    starts = {}
+    starts, means = {}, {}
 
     def watched(stage, *arguments, **options):
         if options["phase"] == "settle":
             starts.setdefault((stage.network.lowest, stage.network.depth), state(stage.network))
+            means[stage.network.depth] = stage._loss.mean
         return train_epochs(stage, *arguments, **options)
 
     monkeypatch.setattr("odn.durable.train_epochs", watched)
@@ -137,6 +138,7 @@ def test_depths_are_trained_to_their_end_from_the_weights_that_expansion_began_w
     config = dataclasses.replace(BRIEF, target_accuracy=0.9999, confidence=0.999999, confirmations=2)
     result = expand(network(), DATA.train, DATA.valid, config=config, training=TRAINING)
     assert list(starts) == [(1, 1), (2, 2), (3, 4), (5, 9)]
+    assert means == {1: True, 2: True, 4: True, 9: False}  # of two heads the blocks learn from the mean
     for (lowest, depth), start in starts.items():
         assert same(start, state(network().trunk(depth, lowest)))
     settled = [record for record in result.records if record.phase == "settle"]
