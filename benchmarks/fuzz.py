@@ -268,7 +268,7 @@ def attack_state(folder: Path, chance: random.Random) -> Callable[[], object]:
         data = odn.load_data(str(folder / "data.npz"))
         network = odn.partition("cifar_resnet20", data.spec, width=0.25)
         if checkpoints.position is not None:
-            checkpoints.restore(Stage(network.prefix(checkpoints.position.depth), odn.TrainConfig(), data.train))
+            checkpoints.restore(Stage(network.trunk(checkpoints.position.depth), odn.TrainConfig(), data.train))
 
     return resume
 

@@ -8,13 +8,14 @@ from conftest import tiny_data
 from odn.checkpoint import Checkpoints
 from odn.config import ExpandConfig, FinetuneConfig, TrainConfig
 from odn.engine import finish, train_epochs
-from odn.errors import UsageError
+from odn.errors import OdnError, UsageError
 from odn.expansion import _stage, _stage_for, expand, expand_epochs
 from odn.extraction import extract, finetune, finetune_epochs
 from odn.network import PartitionedNetwork, partition
 from odn.outcome import expand_result, kept_by_depth
 from odn.records import StopReason, read_history
 from odn.search import Step
+from odn.stage import Stage
 from test_network import by_hand
 
 DATA = tiny_data()
@@ -85,7 +86,7 @@ def test_of_depths_trained_to_their_end_the_best_epoch_of_each_is_kept_and_of_gr
     config = dataclasses.replace(UNREACHABLE, depths=(1, 2, 3, 4), epochs_per_depth=1, settle_epochs=3, reach=1.0)
     checkpoints, grown = Checkpoints("expand"), network()
     epochs = expand_epochs(
-        grown, DATA.train, DATA.valid, config=config, training=TRAINING, checkpoints=checkpoints, seed=1
+        grown, DATA.train, DATA.valid, config=config, training=TRAINING, checkpoints=checkpoints, seed=7
     )
     finish(epochs)
     epochs_of_band = [r for r in checkpoints.records if (r.phase, r.depth) == ("settle", 4)]
@@ -313,6 +314,14 @@ def test_a_record_without_its_state_is_trained_again(tmp_path):
     history = tmp_path / "history.jsonl"
     history.write_text(history.read_text() + history.read_text().splitlines()[-1] + "\n")
     assert len(Checkpoints("expand", tmp_path, resume=True).records) == 2
+
+
+def test_a_state_of_another_network_is_refused_in_a_line(tmp_path):
+    finished_run(tmp_path)
+    checkpoints = Checkpoints("expand", tmp_path, resume=True)
+    with pytest.raises(OdnError, match="holds the state of another network; start anew with --force") as refused:
+        checkpoints.restore(Stage(network().prefix(1), TRAINING, DATA.train))  # as earlier versions settled a depth
+    assert "\n" not in str(refused.value)
 
 
 def test_the_outcome_is_read_from_the_records():

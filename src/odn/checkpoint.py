@@ -203,7 +203,7 @@ class Checkpoints:
             fill(stage.network, _group(tensors, "network"))
             fill(stage.averaged, _group(tensors, "averaged"))
         except (KeyError, RuntimeError) as error:
-            raise OdnError(f"cannot resume {self._run} ({error}); start anew with --force") from error
+            raise OdnError(f"{self._run} holds the state of another network; start anew with --force") from error
         stage.load_optimizer_state(_group(tensors, "optimizer"))
         stage.step, stage.rate_factor = self.position.step, self.position.rate_factor
         stage.ema.n_averaged.fill_(stage.step)
