@@ -43,6 +43,8 @@ def test_near_knows_what_training_to_the_end_brought_before():
     # The best of its planned depths is what they stand for.
     assert near([*grown((0, 900)), band(2, 0, 932), *grown((0, 0, 970))], (1, 2, 3), config)
     assert not near([before, band(1, 999), *grown((900, 960))], (1, 2), config)
+    # Also where it is not the deepest head that did best while growing.
+    assert not near([*grown((900, 899)), band(2, 0, 931), *grown((0, 0, 970))], (1, 2, 3), config)
 
 
 def test_a_network_that_explains_less_than_a_constant_is_not_near():

@@ -5,6 +5,7 @@ import json
 import math
 
 import pytest
+from benchmarks import depth_choice
 from benchmarks.common import Cells, parse, write_page
 from benchmarks.depth_choice import Plan, bare, growth_target, judge, search_code, summarise
 from benchmarks.yardstick import growth_exponent, judged, oracle_of
@@ -99,6 +100,13 @@ def test_searches_that_miss_their_target_count_as_wrong():
 def test_cells_of_another_plan_search_or_oracle_do_not_count(stale):
     rows = [*scratch(), found(0.8525, 5)]
     assert summarise([*stale, *rows], PLAN) == summarise(rows, PLAN)
+
+
+def test_rows_of_an_earlier_search_that_takes_the_same_steps_count(monkeypatch):
+    rows = [*scratch(), found(0.8525, 5)]
+    monkeypatch.setattr(depth_choice, "SAME_SEARCH", {search_code(): ("another",)})
+    other = [found(0.8525, 1, search="unlike")]
+    assert summarise([*other, *scratch(), found(0.8525, 5, search="another")], PLAN) == summarise(rows, PLAN)
 
 
 def test_what_a_search_says_of_itself_does_not_make_it_another():

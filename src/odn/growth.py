@@ -25,14 +25,18 @@ def near(records: Sequence[EpochRecord], depths: Sequence[int], config: ExpandCo
         allows: what annealing brings is much the same for easy data as for difficult ones then. Where a network before
         it was trained to its end, what that brought counts, if it was less.
     """
-    grown = [max(scores_by_depth(r, depths).values(), key=_score) for r in _networks(records)]
+    *before, now = _networks(records)
     reach = config.reach
-    for before in grown[:-1]:
-        ended = [r for r in records if r.phase == "settle" and r.depth == before.depth]
+    for network in before:
+        ended = [r for r in records if (r.phase, r.depth) == ("settle", network.depth)]
         if ended:
-            best = max((one for r in ended for one in scores_by_depth(r, depths).values()), key=_score)
-            reach = min(reach, _odds(before.valid_score) / _odds(best.valid_score))
-    return _odds(grown[-1].valid_score) <= reach * _odds(config.target_accuracy)
+            reach = min(reach, _odds(_best([network], depths)) / _odds(_best(ended, depths)))
+    return _odds(_best([now], depths)) <= reach * _odds(config.target_accuracy)
+
+
+def _best(epochs: Sequence[EpochRecord], depths: Sequence[int]) -> float:
+    """Return the best score of any planned depth."""
+    return max(one.valid_score for record in epochs for one in scores_by_depth(record, depths).values())
 
 
 def _score(record: EpochRecord) -> float:
@@ -121,5 +125,4 @@ def settle_target(records: Sequence[EpochRecord], depths: Sequence[int], config:
     if not config.settle_epochs and not growth_is_over(expansion, depths):
         return config
     ended = newest_stage(expansion) if last.phase == "settle" else [last]
-    best = max(one.valid_score for record in ended for one in scores_by_depth(record, depths).values())
-    return dataclasses.replace(config, target_accuracy=max(best - config.within, 0.0))
+    return dataclasses.replace(config, target_accuracy=max(_best(ended, depths) - config.within, 0.0))
