@@ -8,6 +8,7 @@ target the right depth is the shallowest one within ``ExpandConfig.within`` of t
 
 import ast
 import hashlib
+import math
 import time
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
@@ -24,7 +25,7 @@ from benchmarks.yardstick import Oracle, Pair, figures_of, growth_exponent, judg
 from odn.allocator import reuse_freed_memory
 from odn.data import Data, load_data
 from odn.defaults import DATASETS
-from odn.engine import evaluate
+from odn.evaluation import evaluate
 from odn.expansion import expand_epochs
 from odn.extraction import finetune_epochs
 from odn.measure import macs_by_depth, macs_together, train_macs
@@ -251,7 +252,9 @@ def scratch(data: Data, backbone: str, depth: int, seed: int, epochs: int) -> Ro
     begin = _clock()
     network = odn.extract(odn.partition(backbone, data.spec, seed=seed), depth)
     config = odn.FinetuneConfig(epochs=epochs)
-    records, result = finished(finetune_epochs(network, data.train, data.valid, config=config, seed=seed))
+    plain = odn.TrainConfig(evaluation_share=math.inf)  # as plain training loops do, after every epoch
+    run = finetune_epochs(network, data.train, data.valid, config=config, training=plain, seed=seed)
+    records, result = finished(run)
     return row_of(network, data, backbone, result.valid_score, records, _clock() - begin)
 
 
@@ -277,14 +280,16 @@ def search(data: Data, backbone: str, depths: tuple[int, ...], target: float, se
     finetune = odn.FinetuneConfig(epochs=odn.FinetuneConfig().epochs_for(settled=settled))
     tuned, result = finished(finetune_epochs(small, data.train, data.valid, config=finetune, seed=seed))
     seconds = _clock() - begin
-    path = [(key, len(list(group))) for key, group in groupby(grown, key=lambda r: (r.phase, r.depth))]
+    steps = groupby(grown, key=lambda record: (record.phase, record.depth))
+    path = [(key, sum(record.epochs for record in group)) for key, group in steps]
+    tuning = sum(record.epochs for record in tuned)
     return {
         "depth": chosen.depth,
         "blocks": network.max_depth,
         "reached": chosen.reached,
         "settled": chosen.target_accuracy,
         "within": config.within,
-        "path": " ".join(f"{phase[0]}{depth}:{epochs}" for (phase, depth), epochs in path) + f" f:{len(tuned)}",
+        "path": " ".join([*(f"{phase[0]}{depth}:{epochs}" for (phase, depth), epochs in path), f"f:{tuning}"]),
         **row_of(small, data, backbone, result.valid_score, [*grown, *tuned], seconds),
     }
 

@@ -23,7 +23,8 @@ from odn.allocator import reuse_freed_memory
 from odn.data import Data, load_data, training_batches
 from odn.data.splits import TensorSplit
 from odn.defaults import DATASETS
-from odn.engine import Progress, evaluate, recalibrate, train_epochs
+from odn.engine import Progress, train_epochs
+from odn.evaluation import evaluate, recalibrate
 from odn.stage import Stage
 
 ROUNDS, FEW, RECALIBRATION = 7, 4_000, 2_048

@@ -20,7 +20,7 @@ from benchmarks.common import ROOT, Cells, Row, cifar_folder, parse, write_page
 from odn.curve import curve_of
 from odn.data import Data
 from odn.defaults import DATASETS, complete
-from odn.engine import evaluate, evaluate_depths
+from odn.evaluation import evaluate, evaluate_depths
 from odn.measure import macs_by_depth, macs_together, train_macs
 from odn.network import build_network
 from odn.oneshot import KEPT

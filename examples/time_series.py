@@ -11,7 +11,7 @@ from torch import nn
 
 import odn
 from odn.data import DataSpec, TensorSplit
-from odn.engine import evaluate
+from odn.evaluation import evaluate
 from odn.images import Preprocessing
 
 WAVES, LENGTH, CHANNELS = ("sine", "square", "triangle", "sawtooth"), 64, 2

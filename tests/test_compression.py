@@ -13,8 +13,9 @@ from odn.compression import CompressResult, compress, compress_epochs
 from odn.config import CompressConfig, ExpandConfig, FinetuneConfig
 from odn.data import plain_batches
 from odn.distillation import Teacher
-from odn.engine import evaluate, finish
+from odn.engine import finish
 from odn.errors import UsageError
+from odn.evaluation import evaluate
 from odn.extraction import extract, finetune
 from odn.measure import measure_cost, train_macs
 from odn.records import read_history

@@ -1,5 +1,6 @@
 import dataclasses
 import logging
+import math
 import subprocess
 import sys
 
@@ -68,13 +69,14 @@ def test_an_expansion_killed_within_an_epoch_ends_as_an_uninterrupted_one(tmp_pa
     assert same(checkpoints._tensors, whole._tensors)
 
 
-@pytest.mark.parametrize("saves", [1, 5, 13, 14, 20])
-def test_a_finetuning_killed_within_an_epoch_ends_as_an_uninterrupted_one(tmp_path, monkeypatch, saves):
+@pytest.mark.parametrize("saves", [1, 5, 13, 14, 20, 30, 37, 40])
+@pytest.mark.parametrize("share", [math.inf, 0.25])
+def test_a_finetuning_killed_within_an_epoch_ends_as_an_uninterrupted_one(tmp_path, monkeypatch, saves, share):
+    training = dataclasses.replace(EVERY_BATCH, evaluation_share=share)
+
     def epochs(small, checkpoints):
-        config = FinetuneConfig(epochs=2)
-        return finetune_epochs(
-            small, DATA.train, DATA.valid, config=config, training=EVERY_BATCH, checkpoints=checkpoints
-        )
+        config = FinetuneConfig(epochs=4)
+        return finetune_epochs(small, DATA.train, DATA.valid, config=config, training=training, checkpoints=checkpoints)
 
     whole, resumed = extract(network(), 2), extract(network(), 2)
     expected = finish(epochs(whole, Checkpoints("finetune")))
@@ -82,8 +84,12 @@ def test_a_finetuning_killed_within_an_epoch_ends_as_an_uninterrupted_one(tmp_pa
         die_after(patch, saves)
         with pytest.raises(Killed):
             finish(epochs(extract(network(), 2), Checkpoints("finetune", tmp_path)))
-    assert finish(epochs(resumed, Checkpoints("finetune", tmp_path, resume=True))) == expected
+    checkpoints = Checkpoints("finetune", tmp_path, resume=True)
+    assert finish(epochs(resumed, checkpoints)) == expected
     assert same(state(whole), state(resumed))
+    ends = [1, 2, 3, 4] if share == math.inf else [2, 4]
+    assert [record.epoch for record in checkpoints.records] == ends
+    assert all(record.train_samples == 192 * record.epochs for record in checkpoints.records)
 
 
 def corrupt(path, how: str) -> None:

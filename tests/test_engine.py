@@ -1,17 +1,22 @@
 import dataclasses
 import math
+from itertools import pairwise
+from statistics import fmean
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import nn
 
 from conftest import tiny_data
 from odn.config import TrainConfig
-from odn.engine import Progress, evaluate, recalibrate, train_epochs
+from odn.engine import Progress, train_epochs
+from odn.evaluation import evaluate, recalibrate
 from odn.layers import training_layout
 from odn.network import partition
 from odn.optimizers import batch_size_for
-from odn.schedules import anneal, constant_after_warmup
+from odn.schedules import anneal, constant_after_warmup, is_evaluated
 from odn.stage import Stage, resolve_precision
 from test_network import by_hand
 
@@ -24,7 +29,9 @@ def stage(**changes: object) -> Stage:
     return Stage(by_hand().prefix(1), dataclasses.replace(TRAINING, **changes), DATA.train)
 
 
-def epochs(stage: Stage, count: int, *, seed: int = 0, pause_seconds: float = math.inf) -> list:
+def epochs(
+    stage: Stage, count: int, *, seed: int = 0, pause_seconds: float = math.inf, last: int | None = None
+) -> list:
     schedule = constant_after_warmup(1.0)
     return list(
         train_epochs(
@@ -35,6 +42,7 @@ def epochs(stage: Stage, count: int, *, seed: int = 0, pause_seconds: float = ma
             schedule=schedule,
             epochs=count,
             seed=seed,
+            last=last,
             pause_seconds=pause_seconds,
         )
     )
@@ -60,9 +68,36 @@ def test_the_same_seed_gives_the_same_weights_and_another_does_not():
 def test_long_epochs_say_how_far_they_have_come():
     first, second = epochs(stage(), 1), epochs(stage(), 1, pause_seconds=0.0)
     assert all(isinstance(item, Progress) for item in second[:-1])
-    assert [item.batches for item in second[:-1]] == list(range(1, 13))
-    assert second[-2].loss_sum / 192 == pytest.approx(second[-1].train_loss)
+    assert [item.batches for item in second[:-1]] == list(range(1, 12))  # the evaluation follows the last at once
+    sums = [item.loss_sum / 192 for item in second[:-1]] + [second[-1].train_loss]
+    assert sums == sorted(sums)
     assert dataclasses.replace(second[-1], seconds=0.0) == dataclasses.replace(first[-1], seconds=0.0)
+
+
+@pytest.mark.parametrize(
+    ("share", "ends"), [(math.inf, [1, 2, 3, 4, 5, 6, 7]), (0.25, [1, 3, 5, 6, 7]), (1e-3, [6, 7])]
+)
+def test_evaluations_cost_the_share_they_may_and_leave_training_as_it_is(share, ends):
+    # An evaluation passes 288 samples forward; an epoch of training costs as much as 576 such passes.
+    often, seldom = stage(), stage(evaluation_share=share)
+    every = epochs(often, 7)
+    records = epochs(seldom, 7, last=2)
+    assert [record.epoch for record in records] == ends
+    assert [record.epochs for record in records] == [after - before for before, after in pairwise([0, *ends])]
+    assert sum(record.train_samples for record in records) == 7 * 192
+    for record in records:
+        same = every[record.epoch - 1]
+        assert (record.valid_score, record.learning_rate) == (same.valid_score, same.learning_rate)
+        covered = every[record.epoch - record.epochs : record.epoch]
+        assert record.train_loss == pytest.approx(fmean(one.train_loss for one in covered))
+
+
+@given(st.integers(1, 60), st.integers(1, 80), st.integers(1, 8))
+def test_evaluations_are_evenly_spread_and_follow_the_last_epochs(epochs, interval, last):
+    found = [epoch for epoch in range(1, epochs + 1) if is_evaluated(epoch, epochs, interval, last)]
+    assert set(range(max(1, epochs - last + 1), epochs + 1)) <= set(found)
+    assert all(after - before <= interval for before, after in pairwise([*found]))
+    assert len(found) <= last + epochs / interval
 
 
 def test_training_leaves_the_callers_random_state_alone():

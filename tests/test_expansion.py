@@ -1,4 +1,5 @@
 import dataclasses
+import math
 from itertools import groupby
 
 import pytest
@@ -19,7 +20,8 @@ from odn.stage import Stage
 from test_network import by_hand
 
 DATA = tiny_data()
-TRAINING = TrainConfig(batch_size=16, learning_rate=0.05, precision="fp32")
+# Tiny data would be evaluated after few epochs alone.
+TRAINING = TrainConfig(batch_size=16, learning_rate=0.05, precision="fp32", evaluation_share=math.inf)
 FAST = dataclasses.replace(TRAINING, learning_rate=0.5)
 # Grows through all networks, two confirmations out of reach, and anneals nothing.
 UNREACHABLE = ExpandConfig(
@@ -48,7 +50,7 @@ def test_the_shallowest_depth_that_holds_the_target_is_kept():
 
 
 def test_the_chosen_prefix_holds_the_weights_that_were_judged():
-    from odn.engine import evaluate
+    from odn.evaluation import evaluate
 
     grown = network()
     result = expand(grown, DATA.train, DATA.valid, target_accuracy=0.9, training=TRAINING)
@@ -81,7 +83,7 @@ def test_a_network_that_has_learnt_nothing_is_told_and_given_its_budget(caplog):
 
 
 def test_of_depths_trained_to_their_end_the_best_epoch_of_each_is_kept_and_of_grown_networks_the_last():
-    from odn.engine import evaluate
+    from odn.evaluation import evaluate
 
     config = dataclasses.replace(UNREACHABLE, depths=(1, 2, 3, 4), epochs_per_depth=1, settle_epochs=3, reach=1.0)
     checkpoints, grown = Checkpoints("expand"), network()
@@ -338,7 +340,7 @@ def test_finetuning_never_ends_below_its_start():
     small = extract(grown, result.depth)
     outcome = finetune(small, DATA.train, DATA.valid, config=FinetuneConfig(epochs=4), training=TRAINING)
     assert outcome.valid_score >= outcome.valid_score_before == result.valid_score
-    from odn.engine import evaluate
+    from odn.evaluation import evaluate
 
     assert evaluate(small, DATA.valid).value == outcome.valid_score
 

@@ -17,8 +17,9 @@ from odn.cli import main
 from odn.config import ExpandConfig, OneShotConfig
 from odn.curve import curve_of, curve_result
 from odn.devices import write_device_table
-from odn.engine import evaluate, evaluate_depths, finish
+from odn.engine import finish
 from odn.errors import UsageError
+from odn.evaluation import evaluate, evaluate_depths
 from odn.expansion import expand
 from odn.extraction import extract
 from odn.losses import soft_loss, task_loss

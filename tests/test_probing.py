@@ -13,8 +13,9 @@ from conftest import tiny_data
 from odn.checkpoint import Checkpoints
 from odn.config import ExpandConfig
 from odn.data import TensorSplit
-from odn.engine import evaluate, finish
+from odn.engine import finish
 from odn.errors import OdnError, UsageError
+from odn.evaluation import evaluate
 from odn.expansion import _copy_head, expand, expand_epochs
 from odn.layers import Head
 from odn.network import PartitionedNetwork, partition

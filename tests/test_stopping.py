@@ -93,7 +93,8 @@ def test_a_depth_that_has_learnt_nothing_is_given_its_budget():
         for scores in ([], [540])  # 0.509 is the lower end of the interval of 540 of 1,000
     )
     assert [decide(stuck[: epoch + 1], CONFIG) for epoch in range(8)] == [None] * 8
-    assert decide(records([500] * 10), CONFIG) == decide(stuck + stuck[:1], CONFIG) == StopReason.EPOCH_BUDGET
+    assert decide(records([500] * 10), CONFIG) == decide([*stuck, dataclasses.replace(stuck[0], epoch=10)], CONFIG)
+    assert decide(records([500] * 10), CONFIG) == StopReason.EPOCH_BUDGET
     assert decide(begun[:4], CONFIG) == decide(records([500] * 4), CONFIG) == StopReason.PLATEAU
 
 

@@ -18,8 +18,9 @@ from conftest import tiny_data
 from odn.checkpoint import Checkpoints
 from odn.config import ExpandConfig, TrainConfig
 from odn.data import training_batches
-from odn.engine import evaluate, finish, train_epochs
+from odn.engine import finish, train_epochs
 from odn.errors import ElsewhereError
+from odn.evaluation import evaluate
 from odn.expansion import expand_epochs
 from odn.files import write_atomically
 from odn.network import partition

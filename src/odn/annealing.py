@@ -24,9 +24,10 @@ def annealed_epochs(
     kept: str,
     before: float,
     done: Sequence[EpochRecord],
+    last: int = 1,
     narrowed: Narrowed | None = None,
 ) -> Generator[EpochRecord, None, float]:
-    """Anneal the learning rate to zero, one epoch at a time.
+    """Anneal the learning rate to zero, one evaluation at a time.
 
     Args:
         stage: what is trained, in the state that the checkpoints hold.
@@ -39,10 +40,11 @@ def annealed_epochs(
         kept: name under which the weights that are best on the validation split are kept.
         before: validation score of the network as it came; minus infinity for one that starts at random.
         done: records of this schedule from before an interruption.
+        last: so many epochs at the end are evaluated each, those before as often as ``evaluation_share`` allows.
         narrowed: for the records.
 
     Yields:
-        The record of every epoch.
+        The record of every evaluation.
 
     Returns:
         Validation score of the kept weights; never below ``before``.
@@ -57,9 +59,10 @@ def annealed_epochs(
         epochs=epochs,
         seed=seed,
         checkpoints=checkpoints,
+        last=last,
     ):
         # The look at the network as it came is part of the cost.
-        looked = record.evaluated_samples + (len(valid) if record.epoch == 1 and before > -math.inf else 0)
+        looked = record.evaluated_samples + (len(valid) if record.epoch == record.epochs and before > -math.inf else 0)
         record = dataclasses.replace(record, evaluated_samples=looked, narrowed=narrowed)
         # Of equals the later epoch wins: its learning rate was lower.
         if record.valid_score >= best:

@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import Any, Literal
 
 from odn.curve import curve_of
@@ -64,24 +65,27 @@ def timeline(records: Sequence[EpochRecord], target: float | None) -> str:
     for index, record in enumerate(records):
         new = index == 0 or _stage_of(record) != _stage_of(records[index - 1])
         stages.append([index]) if new else stages[-1].append(index)
+    passed = list(accumulate(record.epochs for record in records))
+    lengths = [sum(records[i].epochs for i in stage) for stage in stages]
     # Labels above narrow stages would run into each other.
-    slanted = min(map(len, stages)) < len(records) / 12
+    slanted = min(lengths) < passed[-1] / 12
     for number, stage in enumerate(stages):
         first = records[stage[0]]
         color = _GREEN if first.verb != "expand" else (_BLUE, _ORANGE)[first.depth % 2]
-        epochs = [i + 1 for i in stage]
+        epochs = [passed[i] for i in stage]
+        begin, end = epochs[-1] - lengths[number], epochs[-1]
         for scores in zip(*(records[i].scores for i in stage), strict=True):
             axis.plot(epochs, scores, color=color, linewidth=0.6, alpha=0.5)
         axis.plot(epochs, [records[i].valid_score for i in stage], marker=".", color=color)
         if number:
-            axis.axvline(stage[0] + 0.5, color="#cccccc", linewidth=0.8)
+            axis.axvline(begin + 0.5, color="#cccccc", linewidth=0.8)
         band = f"{first.lowest}-{first.depth}" if first.lowest < first.depth else f"{first.depth}"
         names = {"expand": f"depth {first.depth}", "settle": f"settle {band}", "oneshot": "all depths"}
         label = f"width {first.narrowed.width:g}" if first.narrowed else PHASE_NAMES[first.phase]
         label = names.get(first.phase, label)
         axis.annotate(
             label,
-            ((stage[0] + stage[-1]) / 2 + 1, 1.01),
+            ((begin + 1 + end) / 2, 1.01),
             xycoords=("data", "axes fraction"),
             ha="left" if slanted else "center",
             va="bottom",
@@ -94,7 +98,7 @@ def timeline(records: Sequence[EpochRecord], target: float | None) -> str:
     lowest = sorted(record.valid_score for record in records)[len(records) // 10]
     lowest = min(lowest, target if target is not None else lowest)
     axis.set_ylim(bottom=max(0.0, lowest - 0.02), top=min(axis.get_ylim()[1], 1.005))
-    axis.set_xlim(0.5, len(records) + 0.5)
+    axis.set_xlim(0.5, passed[-1] + 0.5)
     axis.set_xlabel("epoch")
     _target_label(axis, target, at="left")
     return _svg(figure)

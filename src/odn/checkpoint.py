@@ -42,7 +42,8 @@ class Position:
         depth: of the prefix in training.
         epoch: the epoch that is going on or comes next, within its phase and depth.
         batches: batches of that epoch that are done.
-        loss_sum: over their samples.
+        epochs: whole ones before it that no evaluation has followed yet.
+        loss_sum: over the samples of both.
         seconds: spent on them.
         step: optimizer steps taken by this stage.
         rate_factor: on the learning rate, lowered when training diverged.
@@ -58,6 +59,7 @@ class Position:
     step: int
     rate_factor: float
     records: int
+    epochs: int = 0
 
 
 @final
@@ -103,8 +105,7 @@ class Checkpoints:
         if not self._writes:
             return
         if self.position is None:
-            for path in self._states:
-                remove(path)
+            list(map(remove, self._states))
         others = [record for record in history if record.verb != verb]
         write_history(self._history, sorted([*others, *self.records], key=lambda record: VERBS.index(record.verb)))
 
@@ -180,8 +181,7 @@ class Checkpoints:
         self._tensors = _state_of(stage)
         if not self._writes:
             return
-        table = {"schema": SCHEMA, **dataclasses.asdict(self.position)}
-        text = json.dumps(table)
+        text = json.dumps({"schema": SCHEMA, **dataclasses.asdict(self.position)})
         content = save(self._tensors, metadata={"odn": text, "sha256": _digest(text, self._tensors)})
         newest, previous = self._states
         if newest.is_file():

@@ -9,7 +9,8 @@ from odn.checkpoint import Checkpoints
 from odn.config import CompressConfig, ExpandConfig, TrainConfig, check_target
 from odn.data import Split
 from odn.distillation import Teacher
-from odn.engine import Progress, evaluate, finish
+from odn.engine import Progress, finish
+from odn.evaluation import evaluate
 from odn.measure import measure_cost
 from odn.narrowing import at_width, narrowed_sizes, next_width, width_to_keep, widths_to_try, with_bound
 from odn.network import Prefix
@@ -155,6 +156,7 @@ def compress_epochs(
             kept=_kept_name(width),
             before=before,
             done=done,
+            last=goal.confirmations,
             narrowed=Narrowed(width=width, parameters=cost.parameters, macs=cost.macs, teacher_macs=teacher_macs),
         )
     chosen = width_to_keep(checkpoints.records, widths, config, goal)

@@ -6,7 +6,7 @@ from typing import Any
 from odn.config import ReportConfig
 from odn.measure import macs_by_depth, macs_together, train_macs
 from odn.network import NetworkSpec, rebuild
-from odn.records import EpochRecord
+from odn.records import EpochRecord, Verb
 from odn.starting import Start
 
 
@@ -73,16 +73,22 @@ def cost_of(
     epochs_by_depth: dict[str, int] = {}
     for record in records:
         if record.verb == "expand":
-            epochs_by_depth[str(record.depth)] = epochs_by_depth.get(str(record.depth), 0) + 1
-    epoch = next((record for record in records if record.verb in ("expand", "oneshot")), records[0])
-    full_epoch_samples = 3 * epoch.train_samples + epoch.evaluated_samples
+            epochs_by_depth[str(record.depth)] = epochs_by_depth.get(str(record.depth), 0) + record.epochs
+    some = next((record for record in records if record.verb in ("expand", "oneshot")), records[0])
+    # The full depth would be evaluated as seldom as anything of this run was.
+    evaluated = some.evaluated_samples / max(record.epochs for record in records)
+    full_epoch_samples = 3 * some.train_samples / some.epochs + evaluated
     return {
         "train_macs": train_macs(records, macs, together) + (start.macs(macs) if start else 0),
-        "full_depth_train_macs": macs[-1] * full_epoch_samples * config.reference_epochs,
+        "full_depth_train_macs": round(macs[-1] * full_epoch_samples * config.reference_epochs),
         "reference_epochs": config.reference_epochs,
         "seconds": round(sum(record.seconds for record in records) + (start.seconds if start else 0), 3),
         "epochs_by_depth": epochs_by_depth,
-        "oneshot_epochs": sum(record.verb == "oneshot" for record in records),
-        "finetune_epochs": sum(record.verb == "finetune" for record in records),
-        "compress_epochs": sum(record.verb == "compress" for record in records),
+        "oneshot_epochs": _epochs(records, "oneshot"),
+        "finetune_epochs": _epochs(records, "finetune"),
+        "compress_epochs": _epochs(records, "compress"),
     }
+
+
+def _epochs(records: Sequence[EpochRecord], verb: Verb) -> int:
+    return sum(record.epochs for record in records if record.verb == verb)

@@ -79,7 +79,7 @@ class Display:
                 f"{PHASE_NAMES[record.phase]}  epoch {record.epoch}/{cap}  valid {record.scores[0]:.4f} (depth "
                 f"{record.lowest}) to {record.scores[-1]:.4f} (depth {record.depth})  {record.seconds:.1f} s"
             )
-        left = int((cap - record.epoch) * record.seconds)
+        left = int((cap - record.epoch) * record.seconds / record.epochs)
         return f"{text}  at most {left // 60}:{left % 60:02d} left" if left else text
 
 

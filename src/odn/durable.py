@@ -26,6 +26,7 @@ def durable_epochs(
     epochs: int,
     seed: int,
     checkpoints: Checkpoints,
+    last: int | None = None,
 ) -> Iterator[EpochRecord]:
     """Train epoch by epoch from where the checkpoints stand.
 
@@ -41,9 +42,10 @@ def durable_epochs(
         epochs: last epoch to train.
         seed: of the run.
         checkpoints: the memory of the run, begun or restored for this phase.
+        last: so many epochs at the end are evaluated each, those before as often as they may; None evaluates each.
 
     Yields:
-        The record of each epoch, its ``stop`` still open.
+        The record of each evaluation, its ``stop`` still open.
 
     Raises:
         OdnError: when training diverges once more than it may.
@@ -59,6 +61,7 @@ def durable_epochs(
                 schedule=schedule,
                 epochs=epochs,
                 seed=seed,
+                last=last,
                 start=checkpoints.progress,
                 pause_seconds=pause,
             ):

@@ -160,6 +160,8 @@ def _step_epochs(
         epochs=cap,
         seed=seed,
         checkpoints=checkpoints,
+        # Growing may end after any epoch, settling after its last ones alone.
+        last=config.confirmations if step.phase == "settle" else None,
     ):
         if record.scores:
             record = dataclasses.replace(record, valid_score=record.scores[-1], valid_error=record.errors[-1])

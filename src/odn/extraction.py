@@ -8,7 +8,8 @@ from odn.annealing import annealed_epochs
 from odn.checkpoint import Checkpoints
 from odn.config import FinetuneConfig, TrainConfig
 from odn.data import Split
-from odn.engine import Progress, evaluate, finish
+from odn.engine import Progress, finish
+from odn.evaluation import evaluate
 from odn.network import PartitionedNetwork, Prefix
 from odn.records import EpochRecord
 from odn.stage import Stage

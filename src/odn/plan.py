@@ -19,7 +19,7 @@ import torch
 
 from odn.config import AugmentConfig, ExpandConfig, FinetuneConfig, TrainConfig, require
 from odn.data import DataSpec, TensorSplit, training_batches
-from odn.engine import evaluate
+from odn.evaluation import evaluate
 from odn.measure import macs_by_depth, training_bytes
 from odn.network import Prefix, build_network
 from odn.optimizers import batch_size_for, settled

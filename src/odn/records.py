@@ -55,26 +55,27 @@ class Narrowed:
 
 @dataclass(frozen=True, kw_only=True)
 class EpochRecord:
-    """One epoch of training and the evaluation that followed it.
+    """The training between two evaluations, an epoch or more, and the evaluation that followed it.
 
     Attributes:
         phase: expansion at a constant learning rate, expansion training some depths to their end, all depths at once,
             fine-tuning, or compressing; earlier versions also annealed all depths of a growing network.
         depth: number of blocks in training, from 1.
-        epoch: epoch within this phase and depth, from 1.
+        epoch: the last one of it, within this phase and depth, from 1.
         cap: most epochs of this phase at this depth.
         learning_rate: at the end of the epoch.
-        train_loss: mean loss over the epoch's samples; None when it was not finite.
+        train_loss: mean loss over its samples; None when it was not finite.
         valid_score: how the averaged weights do on the validation split, at most 1; while expanding at the deepest of
             the heads in training, where all depths are trained at once in the mean over them.
         valid_error: standard error of that score, or the mean of those of all depths.
         valid_count: validation samples.
-        train_samples: samples trained on in this epoch.
+        train_samples: samples trained on, as often as they were.
         evaluated_samples: samples of forward passes without training (recalibration and validation).
-        seconds: wall-clock time of the epoch with its evaluation.
+        seconds: wall-clock time of training and evaluation.
         metric: what the score is a value of.
         trivial_score: what the best answer scores that is the same for every sample; None if unknown.
-        stop: why this phase of this depth ended with this epoch, None while it goes on.
+        epochs: how many it took.
+        stop: why this phase of this depth ended with it, None while it goes on.
         narrowed: while compressing, the network in training.
         scores: where depths are trained together, the validation score of each that has a head, ascending to ``depth``.
         errors: likewise their standard errors.
@@ -94,6 +95,7 @@ class EpochRecord:
     seconds: float
     metric: Metric = "accuracy"
     trivial_score: float | None = None
+    epochs: int = 1
     stop: str | None = None
     narrowed: Narrowed | None = None
     scores: tuple[float, ...] = ()

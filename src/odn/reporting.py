@@ -15,7 +15,7 @@ from odn.config import ReportConfig
 from odn.costs import cost_of, macs_of, start_row
 from odn.curve import curve_of, settle_goal
 from odn.data import DataSpec, Split
-from odn.engine import evaluate
+from odn.evaluation import evaluate
 from odn.files import write_atomically
 from odn.measure import measure_cost, measure_latency
 from odn.metrics import Score

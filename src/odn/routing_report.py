@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from odn.data import Split
-from odn.engine import evaluate_depths
 from odn.errors import OdnError
+from odn.evaluation import evaluate_depths
 from odn.judging import write_inputs
 from odn.manifest import Manifest
 from odn.oneshot import KEPT

@@ -1,4 +1,4 @@
-"""Learning rates as pure functions of the epochs trained, so that resuming needs no state. No torch here."""
+"""Learning rates and evaluations as pure functions of the epochs trained: resuming needs no state. No torch here."""
 
 import math
 from collections.abc import Callable
@@ -30,3 +30,19 @@ def anneal(total_epochs: int, warmup_epochs: float) -> Schedule:
     """
     rise = constant_after_warmup(min(warmup_epochs, total_epochs / 10))
     return lambda epochs: rise(epochs) * 0.5 * (1 + math.cos(math.pi * min(1.0, epochs / total_epochs)))
+
+
+def is_evaluated(epoch: int, epochs: int, interval: int, last: int) -> bool:
+    """Tell whether an evaluation follows an epoch.
+
+    Args:
+        epoch: from 1.
+        epochs: in all.
+        interval: epochs from one evaluation to the next, 1 or more, counted from the end.
+        last: so many epochs at the end are evaluated each, 1 or more.
+
+    Returns:
+        Whether it does; it always does after the last one.
+    """
+    left = epochs - epoch
+    return left < last or left % interval == 0

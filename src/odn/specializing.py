@@ -12,8 +12,9 @@ from odn.config import CompressConfig, ExpandConfig, ExportConfig
 from odn.curve import Curve, curve_of, held_score
 from odn.data import Data
 from odn.devices import DeviceTable, check_device
-from odn.engine import Watch, evaluate, finish, recalibrate
+from odn.engine import Watch, finish
 from odn.errors import UsageError
+from odn.evaluation import evaluate, recalibrate
 from odn.files import new_directory, read_bytes, write_atomically
 from odn.manifest import Exported, read_manifest
 from odn.measure import measure_cost

@@ -206,12 +206,12 @@ def decide(records: Sequence[EpochRecord], config: ExpandConfig, depths: Sequenc
         return StopReason.NON_FINITE
     stage = newest_stage(records)
     if last.phase == "settle":  # annealed to the end: what comes of it is used
-        if len(stage) < last.cap:
+        if last.epoch < last.cap:
             return None
         return StopReason.TARGET_REACHED if confirmed_depths(stage, depths, config) else StopReason.EPOCH_BUDGET
     if met_depths(records, depths, config):
         return StopReason.TARGET_REACHED
-    if len(stage) >= last.cap:
+    if last.epoch >= last.cap:
         return StopReason.EPOCH_BUDGET
     # An evaluation that meets the target is waiting for its confirmation: growing now would waste it.
     if len(stage) > config.patience and has_begun(stage) and not _met(last, config):

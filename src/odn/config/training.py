@@ -27,6 +27,8 @@ class TrainConfig:
         warmup_epochs: epochs over which the learning rate rises linearly, at the start of every depth.
         ema_epochs: horizon of the moving average of the weights, in epochs (at most 2,000 steps).
         recalibration_images: training images used to compute BatchNorm statistics for averaged weights.
+        evaluation_share: where the length of training is fixed, evaluations cost at most this share of what learning
+            does: on data of which few are trained on, epochs pass without one. The last epochs are evaluated anyway.
         max_gradient_norm: gradients are clipped to this L2 norm; 0 does not clip. Negative takes the default: 1 for
             texts, 0 for images.
         precision: ``bf16`` autocast, ``fp32``, or ``auto``: bf16 where the hardware is faster with it.
@@ -45,6 +47,7 @@ class TrainConfig:
     warmup_epochs: float = 1.0
     ema_epochs: float = 3.0
     recalibration_images: int = 2048
+    evaluation_share: float = 0.1
     max_gradient_norm: float = -1.0
     precision: Precision = "auto"
     parallel: Parallel = "ddp"
@@ -63,6 +66,10 @@ class TrainConfig:
         require(
             self.recalibration_images > 1,
             f"train.recalibration_images is {self.recalibration_images}; allowed: 2 or more",
+        )
+        require(
+            self.evaluation_share > 0,
+            f"train.evaluation_share is {self.evaluation_share}; allowed: above 0, e.g. 0.1, or inf for every epoch",
         )
         require(
             0 <= self.label_smoothing < 1,
