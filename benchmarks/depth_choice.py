@@ -30,7 +30,7 @@ from odn.expansion import expand_epochs
 from odn.extraction import finetune_epochs
 from odn.measure import macs_by_depth, macs_together, train_macs
 from odn.network import build_network
-from odn.outcome import is_settled
+from odn.outcome import finetuning_of
 from odn.records import EpochRecord
 
 Result = TypeVar("Result")
@@ -46,9 +46,8 @@ SEARCH_CODE = (
     "extraction.py",
     "supervision.py",
 )
-# Code, and earlier code of which rows are kept because its searches take the same steps. 3a73c778 overlooked what
-# settling a network had brought where not its deepest head did best while growing; no search that is kept met that.
-SAME_SEARCH = {"eba29dc8": ("3a73c778",)}
+# Code, and earlier code of which rows are kept because its searches take the same steps.
+SAME_SEARCH: dict[str, tuple[str, ...]] = {}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -251,7 +250,7 @@ def scratch(data: Data, backbone: str, depth: int, seed: int, epochs: int) -> Ro
     """
     begin = _clock()
     network = odn.extract(odn.partition(backbone, data.spec, seed=seed), depth)
-    config = odn.FinetuneConfig(epochs=epochs)
+    config = odn.FinetuneConfig(epochs=epochs, rate=1.0)
     plain = odn.TrainConfig(evaluation_share=math.inf)  # as plain training loops do, after every epoch
     run = finetune_epochs(network, data.train, data.valid, config=config, training=plain, seed=seed)
     records, result = finished(run)
@@ -276,8 +275,7 @@ def search(data: Data, backbone: str, depths: tuple[int, ...], target: float, se
     config = odn.ExpandConfig(target_accuracy=target, depths=depths)
     grown, chosen = finished(expand_epochs(network, data.train, data.valid, config=config, seed=seed))
     small = odn.extract(network, chosen.depth)
-    settled = is_settled(grown, chosen.depth)
-    finetune = odn.FinetuneConfig(epochs=odn.FinetuneConfig().epochs_for(settled=settled))
+    finetune = finetuning_of(odn.FinetuneConfig(), grown, chosen.depth)
     tuned, result = finished(finetune_epochs(small, data.train, data.valid, config=finetune, seed=seed))
     seconds = _clock() - begin
     steps = groupby(grown, key=lambda record: (record.phase, record.depth))

@@ -151,7 +151,12 @@ def alone(depth: int, config: RunConfig, data: Data, epochs: int) -> Row:
     begin = time.perf_counter()
     small = odn.extract(odn.partition(config.backbone, data.spec, seed=config.seed), depth)
     result = odn.finetune(
-        small, data.train, data.valid, config=odn.FinetuneConfig(epochs=epochs), training=config.train, seed=config.seed
+        small,
+        data.train,
+        data.valid,
+        config=odn.FinetuneConfig(epochs=epochs, rate=1.0),
+        training=config.train,
+        seed=config.seed,
     )
     seconds = round(time.perf_counter() - begin, 1)
     return {"depth": depth, "valid": result.valid_score, "test": evaluate(small, data.test).value, "seconds": seconds}

@@ -80,7 +80,7 @@ def pretrain(folder: Path, target: Path, *, images: int, epochs: int) -> Row:
     began = time.perf_counter()
     whole = odn.extract(network, depth)
     records: list[EpochRecord] = []
-    training = finetune_epochs(whole, data.train, data.valid, config=FinetuneConfig(epochs=epochs))
+    training = finetune_epochs(whole, data.train, data.valid, config=FinetuneConfig(epochs=epochs, rate=1.0))
     for record in training:
         records.append(record)
         print(f"pretraining: epoch {record.epoch}/{epochs}, valid {record.valid_score:.4f}", flush=True)

@@ -37,7 +37,7 @@ GOAL = ExpandConfig(target_accuracy=0.9)
 def trained():
     """A network of two blocks and four channels that knows its stripes."""
     small = extract(network(), 2)
-    result = finetune(small, DATA.train, DATA.valid, config=FinetuneConfig(epochs=6), training=FAST)
+    result = finetune(small, DATA.train, DATA.valid, config=FinetuneConfig(epochs=6, rate=1.0), training=FAST)
     assert result.valid_score > 0.95
     return small
 

@@ -128,12 +128,14 @@ def test_only_planned_depths_are_chosen():
 
 
 def test_depths_are_trained_to_their_end_from_the_weights_that_expansion_began_with(monkeypatch):
-    starts, means = {}, {}
+    starts, shares = {}, {}
 
     def watched(stage, *arguments, **options):
         if options["phase"] == "settle":
             starts.setdefault((stage.network.lowest, stage.network.depth), state(stage.network))
-            means[stage.network.depth] = stage._loss.mean
+            shares[stage.network.depth] = set(
+                stage._loss._shares(list(range(stage.network.lowest, stage.network.depth + 1))).values()
+            )
         return train_epochs(stage, *arguments, **options)
 
     monkeypatch.setattr("odn.durable.train_epochs", watched)
@@ -141,7 +143,7 @@ def test_depths_are_trained_to_their_end_from_the_weights_that_expansion_began_w
     config = dataclasses.replace(BRIEF, target_accuracy=0.9999, confidence=0.999999, confirmations=2)
     result = expand(network(), DATA.train, DATA.valid, config=config, training=TRAINING)
     assert list(starts) == [(1, 1), (2, 2), (3, 4), (5, 9)]
-    assert means == {1: True, 2: True, 4: True, 9: False}  # of two heads the blocks learn from the mean
+    assert shares == {1: {1.0}, 2: {1.0}, 4: {0.0, 1.0}, 9: {1.0}}  # of two heads the blocks hear the deeper one
     for (lowest, depth), start in starts.items():
         assert same(start, state(network().trunk(depth, lowest)))
     settled = [record for record in result.records if record.phase == "settle"]
@@ -338,7 +340,7 @@ def test_finetuning_never_ends_below_its_start():
     grown = network()
     result = expand(grown, DATA.train, DATA.valid, target_accuracy=0.8, training=TRAINING)
     small = extract(grown, result.depth)
-    outcome = finetune(small, DATA.train, DATA.valid, config=FinetuneConfig(epochs=4), training=TRAINING)
+    outcome = finetune(small, DATA.train, DATA.valid, config=FinetuneConfig(epochs=4, rate=1.0), training=TRAINING)
     assert outcome.valid_score >= outcome.valid_score_before == result.valid_score
     from odn.evaluation import evaluate
 
@@ -351,7 +353,7 @@ def test_finetuning_that_only_harms_leaves_the_network_as_it_came():
     small = extract(grown, result.depth)
     before = state(small)
     ruinous = dataclasses.replace(TRAINING, learning_rate=50.0)
-    outcome = finetune(small, DATA.train, DATA.valid, config=FinetuneConfig(epochs=1), training=ruinous)
+    outcome = finetune(small, DATA.train, DATA.valid, config=FinetuneConfig(epochs=1, rate=1.0), training=ruinous)
     assert outcome.valid_score == outcome.valid_score_before
     assert same(before, state(small))
 
@@ -367,7 +369,12 @@ def test_no_epochs_leave_the_network_as_it_came():
 def test_a_resumed_finetuning_ends_as_an_uninterrupted_one(tmp_path, stop_after):
     def epochs(small, checkpoints):
         return finetune_epochs(
-            small, DATA.train, DATA.valid, config=FinetuneConfig(epochs=3), training=TRAINING, checkpoints=checkpoints
+            small,
+            DATA.train,
+            DATA.valid,
+            config=FinetuneConfig(epochs=3, rate=1.0),
+            training=TRAINING,
+            checkpoints=checkpoints,
         )
 
     whole, resumed = extract(network(), 2), extract(network(), 2)

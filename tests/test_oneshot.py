@@ -88,39 +88,6 @@ def test_a_head_sends_its_share_of_the_gradient_into_the_blocks_and_keeps_its_ow
     torch.testing.assert_close(same_head, head)
 
 
-def test_every_block_learns_from_the_mean_of_the_heads_beyond_it():
-    whole = by_hand(4, norm=False)
-    x, y = batch()
-
-    def gradients(network, loss):
-        whole.zero_grad()
-        loss(network, x, y).backward()
-        return [block[0].weight.grad.clone() for block in whole.blocks], [
-            h.linear.weight.grad.clone() for h in whole.heads[1:]
-        ]
-
-    def of_one(depth):
-        """The gradients of one head alone, zero beyond it."""
-        blocks, _ = gradients(
-            whole,
-            lambda n, x, y: (
-                task_loss("classification", n(x, {depth: 1.0})[0], y) + 0.0 * sum(p.sum() for p in n.parameters())
-            ),
-        )
-        return blocks
-
-    band = whole.trunk(4, 2)
-    loss = AllDepthsLoss(band, "classification", OneShotConfig(soft_share=0.0), mean=True)
-    blocks, heads = gradients(band, loss)
-    alone = {depth: of_one(depth) for depth in (2, 3, 4)}
-    for number, gradient in enumerate(blocks, 1):
-        beyond = [alone[depth][number - 1] for depth in (2, 3, 4) if depth >= number]
-        torch.testing.assert_close(gradient, sum(beyond) / len(beyond))
-    _, whole_heads = gradients(band, AllDepthsLoss(band, "classification", OneShotConfig(soft_share=0.0)))
-    for own, expected in zip(heads, whole_heads, strict=True):
-        torch.testing.assert_close(own, expected)
-
-
 def test_only_depths_from_the_lowest_on_have_a_head():
     whole = by_hand(4)
     x, _ = batch()

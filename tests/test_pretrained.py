@@ -373,7 +373,7 @@ def weights(tmp_path):
     """Weights of cifar_resnet20 at depth 2 that tell stripes apart."""
     data = tiny_data()
     network = extract(partition("cifar_resnet20", data.spec, width=0.25), 2)
-    finetune(network, data.train, data.valid, config=FinetuneConfig(epochs=3))
+    finetune(network, data.train, data.valid, config=FinetuneConfig(epochs=3, rate=1.0))
     save_network(network.cpu(), tmp_path / "trained")
     return tmp_path / "trained" / "weights.safetensors"
 

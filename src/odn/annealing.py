@@ -25,6 +25,7 @@ def annealed_epochs(
     before: float,
     done: Sequence[EpochRecord],
     last: int = 1,
+    peak: float = 1.0,
     narrowed: Narrowed | None = None,
 ) -> Generator[EpochRecord, None, float]:
     """Anneal the learning rate to zero, one evaluation at a time.
@@ -41,6 +42,7 @@ def annealed_epochs(
         before: validation score of the network as it came; minus infinity for one that starts at random.
         done: records of this schedule from before an interruption.
         last: so many epochs at the end are evaluated each, those before as often as ``evaluation_share`` allows.
+        peak: of the learning rate, by that of fresh weights.
         narrowed: for the records.
 
     Yields:
@@ -55,7 +57,7 @@ def annealed_epochs(
         train,
         valid,
         phase=phase,
-        schedule=anneal(epochs, stage.config.warmup_epochs),
+        schedule=anneal(epochs, stage.config.warmup_epochs, peak),
         epochs=epochs,
         seed=seed,
         checkpoints=checkpoints,

@@ -80,7 +80,8 @@ def timeline(records: Sequence[EpochRecord], target: float | None) -> str:
         if number:
             axis.axvline(begin + 0.5, color="#cccccc", linewidth=0.8)
         band = f"{first.lowest}-{first.depth}" if first.lowest < first.depth else f"{first.depth}"
-        names = {"expand": f"depth {first.depth}", "settle": f"settle {band}", "oneshot": "all depths"}
+        names = {"expand": f"depth {first.depth}", "settle": f"settle {band}", "refine": f"refine {band}"}
+        names |= {"oneshot": "all depths"}
         label = f"width {first.narrowed.width:g}" if first.narrowed else PHASE_NAMES[first.phase]
         label = names.get(first.phase, label)
         axis.annotate(

@@ -11,7 +11,7 @@ import math
 from collections.abc import Generator, Iterator, Sequence
 
 from odn.checkpoint import Checkpoints, Position
-from odn.config import ExpandConfig, OneShotConfig, TrainConfig, check_target
+from odn.config import REFINING_RATE, ExpandConfig, OneShotConfig, TrainConfig, check_target
 from odn.data import Split
 from odn.durable import durable_epochs
 from odn.engine import Progress, finish
@@ -19,7 +19,7 @@ from odn.network import PartitionedNetwork
 from odn.outcome import ExpandResult, expand_result, kept_by_depth, kept_name
 from odn.probing import probe
 from odn.processes import training_device
-from odn.records import EpochRecord
+from odn.records import ENDING_PHASES, EpochRecord
 from odn.schedules import Schedule, anneal, constant_after_warmup
 from odn.search import Step, next_step, plan_depths
 from odn.stage import Stage
@@ -27,7 +27,6 @@ from odn.starting import Start, first_depth
 from odn.stopping import cap_of, decide, has_begun
 from odn.supervision import AllDepthsLoss
 
-_FEW_HEADS = 2  # up to so many the blocks learn from the mean of their gradients, otherwise from the sum
 _FRESH = "fresh"  # the weights that expansion began with, under this name
 _log = logging.getLogger("odn")
 
@@ -146,7 +145,7 @@ def _step_epochs(
     records = checkpoints.records
     best: dict[int, float] = {}
     for record in records:
-        for one in record.by_depth() if record.phase == "settle" else ():
+        for one in record.by_depth() if record.phase in ENDING_PHASES else ():
             best[one.depth] = max(one.valid_score, best.get(one.depth, -math.inf))
     # What is under way keeps the length that it began with: another version may have begun it.
     begun = bool(records) and records[-1].stop is None
@@ -160,13 +159,13 @@ def _step_epochs(
         epochs=cap,
         seed=seed,
         checkpoints=checkpoints,
-        # Growing may end after any epoch, settling after its last ones alone.
-        last=config.confirmations if step.phase == "settle" else None,
+        # Growing may end after any epoch, what is annealed after its last ones alone.
+        last=config.confirmations if step.phase in ENDING_PHASES else None,
     ):
         if record.scores:
             record = dataclasses.replace(record, valid_score=record.scores[-1], valid_error=record.errors[-1])
         record = dataclasses.replace(record, stop=decide([*records, record], config, depths))
-        if step.phase == "settle":
+        if step.phase in ENDING_PHASES:
             assert isinstance(stage.averaged, PartitionedNetwork)
             # Of every depth the best weights are kept, of equals the later ones, which are annealed further.
             for one in record.by_depth():
@@ -191,7 +190,7 @@ def _take_kept(network: PartitionedNetwork, depth: int, checkpoints: Checkpoints
             depth,
             own.trivial_score,
         )
-    place = network.prefix(kept.depth) if kept.phase == "settle" else network.trunk(kept.depth)
+    place = network.prefix(kept.depth) if kept.phase in ENDING_PHASES else network.trunk(kept.depth)
     checkpoints.take(kept_name(kept.phase, kept.depth), place)
 
 
@@ -224,7 +223,7 @@ def _started(
 def _schedule(step: Step, cap: int, training: TrainConfig) -> Schedule:
     if step.phase == "expand":
         return constant_after_warmup(training.warmup_epochs)
-    return anneal(cap, training.warmup_epochs)
+    return anneal(cap, training.warmup_epochs, REFINING_RATE if step.phase == "refine" else 1.0)
 
 
 def _step_at(
@@ -243,13 +242,8 @@ def _stage(
     """Set up the training of a step's depths."""
     trunk = network.trunk(step.depth, step.lowest)
     # The heads learn from the labels alone: where the deepest one teaches, the others do better than they would alone.
-    loss = AllDepthsLoss(
-        trunk,
-        train.spec.task,
-        OneShotConfig(soft_share=0.0),
-        label_smoothing=training.label_smoothing,
-        mean=step.phase == "settle" and step.depth - step.lowest < _FEW_HEADS,
-    )
+    heads = OneShotConfig(soft_share=0.0, other_share=0.0) if step.looks_back else OneShotConfig(soft_share=0.0)
+    loss = AllDepthsLoss(trunk, train.spec.task, heads, label_smoothing=training.label_smoothing)
     return Stage(trunk, training, train, previous=previous, loss=loss)
 
 
@@ -262,6 +256,9 @@ def _stage_for(
     checkpoints: Checkpoints,
 ) -> Stage:
     grown = [record.depth for record in checkpoints.records if record.phase == "expand"]
+    if step.phase == "refine":
+        checkpoints.take(kept_name(step.phase, step.depth), network.prefix(step.depth))
+        return _stage(network, step, training, train)
     if stage is None or not grown:
         return _stage(network, step, training, train)
     if step.phase == "settle" and checkpoints.start is None:

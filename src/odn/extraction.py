@@ -61,7 +61,7 @@ def finetune(
         network: trained in place; where every epoch is below it, it is left as it came.
         train: the training split.
         valid: the validation split.
-        config: number of epochs.
+        config: number of epochs, and the peak of the rate: by default those for a network that was trained to its end.
         training: how weights are trained.
         seed: of the order of samples and the augmentation.
 
@@ -87,7 +87,7 @@ def finetune_epochs(
         network: trained in place.
         train: the training split.
         valid: the validation split.
-        config: number of epochs.
+        config: number of epochs, and the peak of the rate: by default those for a network that was trained to its end.
         training: how weights are trained.
         seed: of the order of samples and the augmentation.
         checkpoints: the memory of the run; fine-tuning goes on where it stands.
@@ -103,8 +103,8 @@ def finetune_epochs(
     """
     config, training = config or FinetuneConfig(), training or TrainConfig()
     checkpoints = checkpoints or Checkpoints("finetune")
-    epochs = config.epochs_for()
-    stage = Stage(network, training, train) if epochs else None
+    config = config.resolved()
+    stage = Stage(network, training, train) if config.epochs else None
     before = evaluate(stage.averaged if stage else network, valid, together=True).value
     if stage is None:
         return FinetuneResult(valid_score_before=before, valid_score=before)
@@ -118,7 +118,8 @@ def finetune_epochs(
         train,
         valid,
         phase="finetune",
-        epochs=epochs,
+        epochs=config.epochs,
+        peak=config.rate,
         seed=seed,
         checkpoints=checkpoints,
         kept=_KEPT,

@@ -5,8 +5,10 @@ from collections.abc import Sequence
 from itertools import groupby
 
 from odn.config import ExpandConfig
-from odn.records import EpochRecord
+from odn.records import ENDING_PHASES, EpochRecord
 from odn.stopping import has_begun, newest_stage, scores_by_depth
+
+_CLOSE = 1.05  # refining left 0.92 to 0.99 times the odds of an error (docs/log.md)
 
 
 def near(records: Sequence[EpochRecord], depths: Sequence[int], config: ExpandConfig) -> bool:
@@ -32,6 +34,24 @@ def near(records: Sequence[EpochRecord], depths: Sequence[int], config: ExpandCo
         if ended:
             reach = min(reach, _odds(_best([network], depths)) / _odds(_best(ended, depths)))
     return _odds(_best([now], depths)) <= reach * _odds(config.target_accuracy)
+
+
+def close_depth(records: Sequence[EpochRecord], depths: Sequence[int], config: ExpandConfig) -> int | None:
+    """Find a depth that fell short of the target by so little that refining may lift it.
+
+    Args:
+        records: of the expansion, oldest first; the last is of the epoch in which depths were trained to their end.
+        depths: the plan.
+        config: a target that is known.
+
+    Returns:
+        The shallowest one whose best weights make at most 1.05 times as many errors per correct answer as the target
+        allows; None where there is none.
+    """
+    allowed = _CLOSE * _odds(config.target_accuracy)
+    scores = [scores_by_depth(record, depths) for record in newest_stage(records)]
+    best = {depth: max(epoch[depth].valid_score for epoch in scores) for depth in scores[0]}
+    return min((depth for depth, score in best.items() if _odds(score) <= allowed), default=None)
 
 
 def _best(epochs: Sequence[EpochRecord], depths: Sequence[int]) -> float:
@@ -120,9 +140,11 @@ def settle_target(records: Sequence[EpochRecord], depths: Sequence[int], config:
     if config.target_accuracy or not expansion or expansion[-1].stop is None:
         return config
     last = expansion[-1]
-    if config.settle_epochs and last.phase != "settle":
+    settles = last.phase in ENDING_PHASES
+    if config.settle_epochs and not settles:
         return config
     if not config.settle_epochs and not growth_is_over(expansion, depths):
         return config
-    ended = newest_stage(expansion) if last.phase == "settle" else [last]
+    # What looking back brings comes after the target is known.
+    ended = newest_stage([record for record in expansion if record.phase == "settle"]) if settles else [last]
     return dataclasses.replace(config, target_accuracy=max(_best(ended, depths) - config.within, 0.0))

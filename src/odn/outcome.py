@@ -3,12 +3,13 @@
 No torch here.
 """
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from odn.config import ExpandConfig
+from odn.config import ExpandConfig, FinetuneConfig
 from odn.growth import settle_target
-from odn.records import EpochRecord, Phase
+from odn.records import ENDING_PHASES, EpochRecord, Phase
 from odn.starting import Start
 from odn.stopping import confirmed_depths, met_depths, newest_stage
 
@@ -48,10 +49,16 @@ def holding_depths(records: Sequence[EpochRecord], depths: Sequence[int], config
     """
     if not config.settle_epochs:
         return set(met_depths(records, depths, config))
+    return {depth for stage in _ended(records) for depth in confirmed_depths(stage, depths, config)}
+
+
+def _ended(records: Sequence[EpochRecord]) -> list[list[EpochRecord]]:
+    """Take the epochs in which depths were trained to their end last, those of looking back apart."""
     last = records[-1]
-    if last.phase != "settle" or last.stop is None:
-        return set()
-    return set(confirmed_depths(newest_stage(records), depths, config))
+    if last.phase not in ENDING_PHASES or last.stop is None:
+        return []
+    newest = newest_stage(records)
+    return [newest] if last.phase == "settle" else [newest_stage(records[: -len(newest)]), newest]
 
 
 def expand_result(records: Sequence[EpochRecord], depths: Sequence[int], config: ExpandConfig) -> ExpandResult:
@@ -70,7 +77,7 @@ def expand_result(records: Sequence[EpochRecord], depths: Sequence[int], config:
     if config.target_accuracy or not config.settle_epochs:
         holding = holding_depths(records, depths, settled)
     else:  # an automatic target was seen on these very scores, so that none has to be confirmed
-        tried = {one.depth for one in records[-1].by_depth() if one.depth in depths}
+        tried = {one.depth for stage in _ended(records) for one in stage[-1].by_depth() if one.depth in depths}
         target = settled.target_accuracy
         holding = {depth for depth in tried if target and known[depth].valid_score >= target}
     chosen = min(holding) if holding else max(known, key=lambda depth: (known[depth].valid_score, -depth))
@@ -98,9 +105,9 @@ def kept_by_depth(records: Sequence[EpochRecord]) -> dict[int, tuple[EpochRecord
     """
     kept: dict[str, EpochRecord] = {}
     for record in records:
-        for one in record.by_depth() if record.phase == "settle" else [record]:
+        for one in record.by_depth() if record.phase in ENDING_PHASES else [record]:
             name = kept_name(one.phase, one.depth)
-            if one.phase != "settle" or name not in kept or one.valid_score >= kept[name].valid_score:
+            if one.phase not in ENDING_PHASES or name not in kept or one.valid_score >= kept[name].valid_score:
                 kept[name] = one
     best: dict[int, tuple[EpochRecord, EpochRecord]] = {}
     for record in kept.values():
@@ -123,18 +130,22 @@ def best_by_depth(records: Sequence[EpochRecord]) -> list[EpochRecord]:
     return [record for record, _ in kept_by_depth(records).values()]
 
 
-def is_settled(records: Sequence[EpochRecord], depth: int) -> bool:
-    """Tell whether the weights kept for a depth were trained to their end, so that no fine-tuning is due.
+def finetuning_of(config: FinetuneConfig, records: Sequence[EpochRecord], depth: int) -> FinetuneConfig:
+    """Say how a depth is fine-tuned after what training it has seen.
 
     Args:
+        config: as asked for.
         records: of a run, oldest first.
         depth: number of blocks.
 
     Returns:
-        True where they were.
+        The settings with their defaults filled in: none where the search has fine-tuned that depth already.
     """
     kept = kept_by_depth([record for record in records if record.verb == "expand"])
-    return depth in kept and kept[depth][1].phase == "settle"
+    phase = kept[depth][1].phase if depth in kept else None
+    if config.epochs < 0 and phase == "refine":
+        config = dataclasses.replace(config, epochs=0)
+    return config.resolved(annealed=phase in ENDING_PHASES)
 
 
 def kept_name(phase: Phase, depth: int) -> str:
@@ -147,4 +158,4 @@ def kept_name(phase: Phase, depth: int) -> str:
     Returns:
         The name of a directory: that of one depth, or of a grown network with the heads of all depths up to it.
     """
-    return f"depth_{depth:03d}" if phase == "settle" else f"trunk_{depth:03d}"
+    return f"depth_{depth:03d}" if phase in ENDING_PHASES else f"trunk_{depth:03d}"

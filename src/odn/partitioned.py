@@ -137,17 +137,13 @@ class PartitionedNetwork(nn.Module):
         """Yield the networks of every depth that has a head, up to the full one."""
         return map(self.prefix, range(self.lowest, self.max_depth + 1))
 
-    def forward(
-        self, x: Tensor, shares: Mapping[int, float] | None = None, onward: Mapping[int, float] | None = None
-    ) -> list[Tensor]:
+    def forward(self, x: Tensor, shares: Mapping[int, float] | None = None) -> list[Tensor]:
         """Return logits of shape (B, K) of some depths, in ascending order, from one pass over the blocks.
 
         Args:
             x: a batch.
             shares: the depths whose heads are asked, each with the factor on the gradient that it sends back into the
                 blocks; None asks all.
-            onward: after a depth, the factor on the gradient that comes back from the blocks beyond; 1 where it has
-                none.
 
         Returns:
             A tensor per depth asked.
@@ -163,8 +159,6 @@ class PartitionedNetwork(nn.Module):
                 logits.append(head(features))
             elif depth in shares:
                 logits.append(head(scale_gradient(features, shares[depth])))
-            if onward and depth in onward:
-                features = scale_gradient(features, onward[depth])
         return logits
 
 

@@ -166,16 +166,17 @@ def plan(workload: Workload, hardware: Hardware, depth: int | None = None) -> di
 
 
 def _longest_search(workload: Workload, max_depth: int, steps: int) -> Iterator[tuple[int, int]]:
-    """Yield depths and epochs of a search in which nothing but the full depth holds the target."""
+    """Yield depths and epochs of a search in which nothing but the full depth holds the target, by refining it."""
     config, depths = workload.expand, plan_depths(workload.expand, max_depth)
+    ending = cap_of("settle", config, steps) + cap_of("refine", config, steps) if config.settle_epochs else 0
     trunk: int | None = depths[0]
     while trunk is not None:
-        # Every network was expected to do and did not; the deepest needs no look at how near it is.
+        # Every network was expected to do and fell short by little; the deepest needs no look at how near it is.
         look = trunk < depths[-1] or not config.settle_epochs
-        yield trunk, cap_of("settle", config, steps) + look * cap_of("expand", config, steps)
+        yield trunk, ending + look * cap_of("expand", config, steps)
         trunk = next_trunk(depths, trunk)
     if not config.settle_epochs:
-        yield depths[-1], FinetuneConfig().epochs_for()
+        yield depths[-1], FinetuneConfig().resolved(annealed=False).epochs
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,13 +14,15 @@ from odn.files import explain, write_atomically
 from odn.tables import from_table
 from odn.tasks import Metric
 
-Phase = Literal["expand", "cooldown", "settle", "oneshot", "finetune", "compress"]
+Phase = Literal["expand", "cooldown", "settle", "refine", "oneshot", "finetune", "compress"]
 Verb = Literal["expand", "oneshot", "finetune", "compress"]
 VERBS: tuple[Verb, ...] = ("expand", "oneshot", "finetune", "compress")
+ENDING_PHASES: tuple[Phase, ...] = ("settle", "refine")  # of expansion, those that train depths to their end
 PHASE_NAMES: dict[Phase, str] = {
     "expand": "grow",
     "cooldown": "cool down",  # in runs of earlier versions
     "settle": "settle",
+    "refine": "refine",
     "oneshot": "all depths",
     "finetune": "fine-tune",
     "compress": "compress",
@@ -58,8 +60,8 @@ class EpochRecord:
     """The training between two evaluations, an epoch or more, and the evaluation that followed it.
 
     Attributes:
-        phase: expansion at a constant learning rate, expansion training some depths to their end, all depths at once,
-            fine-tuning, or compressing; earlier versions also annealed all depths of a growing network.
+        phase: expansion at a constant learning rate, training some depths to their end or one of them further, all
+            depths at once, fine-tuning, or compressing; earlier versions also annealed a growing network.
         depth: number of blocks in training, from 1.
         epoch: the last one of it, within this phase and depth, from 1.
         cap: most epochs of this phase at this depth.

@@ -14,7 +14,7 @@ from odn.errors import OdnError, UsageError
 from odn.exporting import export
 from odn.extraction import FinetuneResult, finetune_epochs
 from odn.network import Prefix
-from odn.outcome import is_settled
+from odn.outcome import finetuning_of
 from odn.processes import agree, first_only
 from odn.pruning import check_request
 from odn.recipe import RunConfig, read_run_config
@@ -113,8 +113,7 @@ def finetune_run(
     small.pretrained = min(small.depth, start.blocks) if start else 0
     data = data or reload_data(config, path)
     history = first_only(read_history)(path / "history.jsonl")
-    settled = is_settled(history, small.depth)
-    finetune = dataclasses.replace(config.finetune, epochs=config.finetune.epochs_for(settled=settled))
+    finetune = finetuning_of(config.finetune, history, small.depth)
     reuse_freed_memory()
     with held(path):
         checkpoints = Checkpoints("finetune", path, resume=resume)

@@ -18,18 +18,19 @@ def constant_after_warmup(warmup_epochs: float) -> Schedule:
     return lambda epochs: min(1.0, epochs / warmup_epochs) if warmup_epochs else 1.0
 
 
-def anneal(total_epochs: int, warmup_epochs: float) -> Schedule:
+def anneal(total_epochs: int, warmup_epochs: float, peak: float = 1.0) -> Schedule:
     """Return the schedule of fine-tuning: a linear rise over at most a tenth, then half a cosine down to zero.
 
     Args:
         total_epochs: length of the whole schedule.
         warmup_epochs: longest rise.
+        peak: what it rises to, above 0; less than 1 where weights were annealed before.
 
     Returns:
         Factor on the learning rate as a function of the epochs trained.
     """
     rise = constant_after_warmup(min(warmup_epochs, total_epochs / 10))
-    return lambda epochs: rise(epochs) * 0.5 * (1 + math.cos(math.pi * min(1.0, epochs / total_epochs)))
+    return lambda epochs: peak * rise(epochs) * 0.5 * (1 + math.cos(math.pi * min(1.0, epochs / total_epochs)))
 
 
 def is_evaluated(epoch: int, epochs: int, interval: int, last: int) -> bool:

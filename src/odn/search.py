@@ -1,8 +1,9 @@
 """What to train next: pure functions of the records, so that resuming needs no other state.
 
 Networks double until one is near the target. The depths that it has more than the network before are then trained
-together to their end, from fresh weights, each with a head, and the shallowest one that holds the target is kept. No
-torch here.
+together to their end, from fresh weights, each with a head, and the shallowest one that holds the target is kept. Two
+depths would harm each other: there the deeper one is trained, and the other goes on from it. A depth that falls short
+by little goes on for a while before the network grows. No torch here.
 """
 
 from collections.abc import Sequence
@@ -10,9 +11,9 @@ from dataclasses import dataclass
 
 from odn.config import ExpandConfig
 from odn.errors import UsageError
-from odn.growth import growth_is_over, knee_of, near
+from odn.growth import close_depth, growth_is_over, knee_of, near, settle_target
 from odn.outcome import holding_depths
-from odn.records import EpochRecord, Phase
+from odn.records import ENDING_PHASES, EpochRecord, Phase
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +29,14 @@ class Step:
     phase: Phase
     depth: int
     lowest: int = 1
+
+    @property
+    def looks_back(self) -> bool:
+        """Whether the blocks learn from the deepest head alone, for a shallower depth to go on from them.
+
+        Two heads cost the deeper one about a point of accuracy; of more of them, the blocks learn enough for all.
+        """
+        return self.phase == "settle" and self.depth - self.lowest <= 1
 
 
 def plan_depths(config: ExpandConfig, max_depth: int) -> list[int]:
@@ -84,12 +93,20 @@ def next_step(
     last = records[-1]
     if last.stop is None:
         return Step(phase=last.phase, depth=last.depth, lowest=last.lowest)
-    deeper = next_trunk(depths, last.depth)
+    network = next(record.depth for record in reversed(records) if record.phase != "refine")
+    deeper = next_trunk(depths, network)
     grow = _attach(deeper, records, depths, config) if deeper is not None else None
     automatic = not config.target_accuracy
-    if last.phase == "settle" or not config.settle_epochs:
-        known = growth_is_over(records, depths) if last.phase != "settle" else True
-        over = known if automatic else bool(holding_depths(records, depths, config))
+    if last.phase in ENDING_PHASES:
+        goal = settle_target(records, depths, config)
+        holds = bool(holding_depths(records, depths, goal)) or automatic
+        if last.phase == "settle" and goal.target_accuracy:  # with none now, no depth explains anything
+            further = _look_back(last, depths) if holds else close_depth(records, depths, goal)
+            if further is not None:
+                return Step(phase="refine", depth=further, lowest=further)
+        return None if holds else grow
+    if not config.settle_epochs:
+        over = growth_is_over(records, depths) if automatic else bool(holding_depths(records, depths, config))
         return None if over else grow
     over = growth_is_over(records, depths) if automatic else near(records, depths, config)
     return _settle(last.depth, records, depths, config) if over or grow is None else grow
@@ -108,3 +125,10 @@ def _settle(depth: int, records: Sequence[EpochRecord], depths: Sequence[int], c
     if not config.target_accuracy:
         before = min(before, knee_of(records, depths))
     return Step(phase="settle", depth=depth, lowest=next(one for one in depths if one > before))
+
+
+def _look_back(settled: EpochRecord, depths: Sequence[int]) -> int | None:
+    """Say which depth was left aside while the one beyond it was trained, if any."""
+    step = Step(phase=settled.phase, depth=settled.depth, lowest=settled.lowest)
+    left = step.looks_back and settled.lowest < settled.depth and settled.lowest in depths
+    return settled.lowest if left else None

@@ -6,7 +6,7 @@ from itertools import groupby, takewhile
 from statistics import NormalDist
 
 from odn.config import ExpandConfig
-from odn.records import EpochRecord, Phase, StopReason
+from odn.records import ENDING_PHASES, EpochRecord, Phase, StopReason
 from odn.tasks import Metric
 
 
@@ -155,17 +155,19 @@ def cap_of(phase: Phase, config: ExpandConfig, steps_per_epoch: int) -> int:
     """Return the most epochs that a phase of expansion may take at one depth.
 
     Args:
-        phase: ``expand`` or ``settle``.
+        phase: ``expand``, ``settle`` or ``refine``.
         config: the caps.
         steps_per_epoch: of the optimizer; small datasets need more epochs for as many steps.
 
     Returns:
         Number of epochs; of growing, where it has no cap of its own, 4, or as many as 500 steps take, at most 20. Those
-        of settling are raised likewise where an epoch has less than 80 steps, to three times as many at most.
+        of settling are raised likewise where an epoch has less than 80 steps, to three times as many at most; looking
+        back takes a third of them.
     """
     if phase == "expand":
         return config.epochs_per_depth or min(max(4, math.ceil(500 / steps_per_epoch)), 20)
-    return math.ceil(config.settle_epochs * min(max(1.0, 80 / steps_per_epoch), 3.0))
+    settle = math.ceil(config.settle_epochs * min(max(1.0, 80 / steps_per_epoch), 3.0))
+    return settle if phase == "settle" else max(math.ceil(settle / 3), config.confirmations)
 
 
 def has_begun(records: Sequence[EpochRecord]) -> bool:
@@ -205,7 +207,7 @@ def decide(records: Sequence[EpochRecord], config: ExpandConfig, depths: Sequenc
     if last.train_loss is None:
         return StopReason.NON_FINITE
     stage = newest_stage(records)
-    if last.phase == "settle":  # annealed to the end: what comes of it is used
+    if last.phase in ENDING_PHASES:  # annealed to the end: what comes of it is used
         if last.epoch < last.cap:
             return None
         return StopReason.TARGET_REACHED if confirmed_depths(stage, depths, config) else StopReason.EPOCH_BUDGET

@@ -28,7 +28,6 @@ class AllDepthsLoss:
         task: of the data.
         config: which heads learn, and from whom.
         label_smoothing: of the labels, in [0, 1).
-        mean: every block learns from the mean of the heads beyond it, in the place of the shares of the configuration.
     """
 
     def __init__(
@@ -38,9 +37,8 @@ class AllDepthsLoss:
         config: OneShotConfig,
         *,
         label_smoothing: float = 0.0,
-        mean: bool = False,
     ) -> None:
-        self.lowest, self.max_depth, self.mean = network.lowest, network.max_depth, mean
+        self.lowest, self.max_depth = network.lowest, network.max_depth
         self.task, self.config, self.label_smoothing = task, config, label_smoothing
 
     def draw(self) -> list[int]:
@@ -60,7 +58,7 @@ class AllDepthsLoss:
         """Run a network on a batch of inputs, and return its mean loss."""
         depths = self.draw()
         config = self.config
-        *shallow, deep = model(x, *self._factors(depths))
+        *shallow, deep = model(x, self._shares(depths))
         wanted = deep.detach()
         loss = best = self._on_labels(deep, targets)
         for outputs in shallow:
@@ -78,13 +76,10 @@ class AllDepthsLoss:
             loss = loss + sum(weight.sum() * 0.0 for head in idle for weight in head.parameters())
         return loss
 
-    def _factors(self, depths: list[int]) -> tuple[dict[int, float], dict[int, float]]:
-        """Return the factors on what the heads of some depths send back, and on what comes from beyond them."""
-        if self.mean:
-            left = dict(zip(depths, range(len(depths), 0, -1), strict=True))  # heads from here on
-            return {depth: 1 / n for depth, n in left.items()}, {depth: 1 - 1 / n for depth, n in left.items() if n > 1}
+    def _shares(self, depths: list[int]) -> dict[int, float]:
+        """Return the factors on the gradients that the heads of some depths send back into the blocks."""
         other = self.config.other_share * min(1.0, _MOST_HEARD / max(len(depths) - 1, 1))
-        return dict.fromkeys(depths[:-1], other) | {depths[-1]: self.config.deep_share}, {}
+        return dict.fromkeys(depths[:-1], other) | {depths[-1]: self.config.deep_share}
 
     def _on_labels(self, outputs: Tensor, targets: Tensor) -> Tensor:
         return task_loss(self.task, outputs, targets, label_smoothing=self.label_smoothing)

@@ -9,7 +9,7 @@ from odn.network import Prefix
 from odn.oneshot import KEPT
 from odn.outcome import ExpandResult, expand_result, kept_by_depth, kept_name
 from odn.recipe import RunConfig
-from odn.records import EpochRecord, read_history
+from odn.records import ENDING_PHASES, EpochRecord, read_history
 from odn.rundata import read_data_spec
 from odn.rundir import planned_depths
 from odn.search import next_step
@@ -82,7 +82,7 @@ def load_depth(path: Path, depth: int) -> Prefix:
         return extract(load_partitioned(path / "checkpoints" / KEPT), depth)
     _, kept = kept_by_depth([record for record in records if record.verb == "expand"])[depth]
     place = path / "checkpoints" / kept_name(kept.phase, kept.depth)
-    return load_network(place) if kept.phase == "settle" else extract(load_partitioned(place), depth)
+    return load_network(place) if kept.phase in ENDING_PHASES else extract(load_partitioned(place), depth)
 
 
 def together(records: list[EpochRecord]) -> bool:

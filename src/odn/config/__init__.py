@@ -8,6 +8,7 @@ from odn.config.oneshot import OneShotConfig as OneShotConfig
 from odn.config.products import CompressConfig as CompressConfig
 from odn.config.products import ExportConfig as ExportConfig
 from odn.config.products import ReportConfig as ReportConfig
+from odn.config.training import REFINING_RATE as REFINING_RATE
 from odn.config.training import ExpandConfig as ExpandConfig
 from odn.config.training import FinetuneConfig as FinetuneConfig
 from odn.config.training import Parallel as Parallel

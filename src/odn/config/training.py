@@ -7,6 +7,7 @@ from odn.config.checks import check_target, require
 
 Precision = Literal["auto", "fp32", "bf16"]
 Parallel = Literal["ddp", "fsdp"]
+REFINING_RATE = 0.3  # of weights that were annealed before, by that of fresh ones
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,18 +153,26 @@ class FinetuneConfig:
 
     Attributes:
         epochs: epochs over which the learning rate is annealed to zero; 0 leaves the network as extracted. Negative
-            means 15, and in a run 0 where the search has trained the chosen depth to its end already.
+            takes the default: 10 for a network that was trained to its end before, in a run none where the search has
+            fine-tuned it already, otherwise 15.
+        rate: peak learning rate by that of fresh weights, above 0; 0 takes the default: 0.3 for a network that was
+            trained to its end before, which a high rate would undo, otherwise 1.
     """
 
     epochs: int = -1
+    rate: float = 0.0
 
-    def epochs_for(self, *, settled: bool = False) -> int:
-        """Say how long the network is fine-tuned.
+    def __post_init__(self) -> None:
+        require(self.rate >= 0, f"finetune.rate is {self.rate}; allowed: above 0, e.g. 0.3, or 0 for the default")
+
+    def resolved(self, *, annealed: bool = True) -> "FinetuneConfig":
+        """Fill in the defaults.
 
         Args:
-            settled: whether its depth was trained to its end already.
+            annealed: whether the network was trained to its end before.
 
         Returns:
-            Epochs.
+            Settings with epochs from 0 and a rate above 0.
         """
-        return self.epochs if self.epochs >= 0 else 0 if settled else 15
+        epochs = self.epochs if self.epochs >= 0 else 10 if annealed else 15
+        return FinetuneConfig(epochs=epochs, rate=self.rate or (REFINING_RATE if annealed else 1.0))
