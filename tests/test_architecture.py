@@ -40,7 +40,7 @@ ROWS = [
         "distillation",
         "supervision",
     ],
-    ["stage", "page"],
+    ["stage", "evaluation", "page"],
     ["engine"],
     ["storage"],
     ["checkpoint", "artifact"],

@@ -108,7 +108,7 @@ def train_epochs(
     Raises:
         DivergedError: when the loss or the answers stop being finite.
     """
-    interval = _interval(stage, train, valid)
+    interval = evaluation_interval(stage, train, valid)
     progress = start or Progress()
     pausing = time.perf_counter() + pause_seconds
     while progress.epoch <= epochs:
@@ -124,8 +124,17 @@ def train_epochs(
         pausing = time.perf_counter() + pause_seconds
 
 
-def _interval(stage: Stage, train: Split, valid: Split) -> int:
-    """Say how many epochs pass between evaluations, for their forward passes to cost no more than they may."""
+def evaluation_interval(stage: Stage, train: Split, valid: Split) -> int:
+    """Say how many epochs pass from one evaluation to the next where nothing is decided between them.
+
+    Args:
+        stage: the training.
+        train: the training split.
+        valid: the validation split.
+
+    Returns:
+        The fewest with which the forward passes of evaluating cost at most ``evaluation_share`` of learning.
+    """
     evaluated = min(stage.config.recalibration_images, len(train)) + len(valid)
     learnt = 3 * stage.steps_per_epoch * stage.images_per_step  # backward costs twice as much as forward
     return max(math.ceil(evaluated / (learnt * stage.config.evaluation_share)), 1)

@@ -32,8 +32,8 @@ class Flags:
         run: directory that receives everything [default: runs/DATASET].
         seed: of the split, the weights, the order of samples and the augmentation [default: 0].
         epochs_per_depth: hard cap on the epochs of growing at one depth [default: 4, more for small data].
-        finetune_epochs: epochs over which the extracted network is annealed; default: 15, or none where the
-            search has trained that depth alone.
+        finetune_epochs: epochs over which the extracted network is annealed; default: 10, none where the search
+            has refined that depth, 15 where it has not trained it to its end.
         train_limit: train on a stratified subset of so many images.
         depths: the depths that may be chosen, e.g. 1,2,4,8 [default: every one].
         confidence: demand that the lower Wilson bound reaches the target, e.g. 0.95.
