@@ -3,7 +3,7 @@
 Networks double until one is near the target. The depths that it has more than the network before are then trained
 together to their end, from fresh weights, each with a head, and the shallowest one that holds the target is kept. Two
 depths would harm each other: there the deeper one is trained, and the other goes on from it. A depth that falls short
-by little goes on for a while before the network grows. No torch here.
+by little goes on for a while before the deepest network is tried. No torch here.
 """
 
 from collections.abc import Sequence
@@ -101,7 +101,9 @@ def next_step(
         goal = settle_target(records, depths, config)
         holds = bool(holding_depths(records, depths, goal)) or automatic
         if last.phase == "settle" and goal.target_accuracy:  # with none now, no depth explains anything
-            further = _look_back(last, depths) if holds else close_depth(records, depths, goal)
+            # Before the deepest network others are cheap, and say more of which depth is right.
+            dear = deeper in (None, depths[-1])
+            further = _look_back(last, depths) if holds else close_depth(records, depths, goal) if dear else None
             if further is not None:
                 return Step(phase="refine", depth=further, lowest=further)
         return None if holds else grow
