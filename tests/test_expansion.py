@@ -128,16 +128,22 @@ def test_only_planned_depths_are_chosen():
 
 
 def test_depths_are_trained_to_their_end_from_the_weights_that_expansion_began_with(monkeypatch):
-    starts, shares = {}, {}
+    starts, shares, kept, keep = {}, {}, {}, Checkpoints.keep
 
     def watched(stage, *arguments, **options):
+        trained = stage.network
         if options["phase"] == "settle":
-            starts.setdefault((stage.network.lowest, stage.network.depth), state(stage.network))
-            shares[stage.network.depth] = set(
-                stage._loss._shares(list(range(stage.network.lowest, stage.network.depth + 1))).values()
-            )
+            starts[trained.lowest, trained.depth] = state(trained)
+            shares[trained.depth] = set(stage._loss._shares(list(range(trained.lowest, trained.depth + 1))).values())
+        if options["phase"] == "refine":
+            assert same(state(trained.prefix(trained.depth)), kept[f"depth_{trained.depth:03d}"])
         return train_epochs(stage, *arguments, **options)
 
+    def watched_keep(self, name, module):
+        kept[name] = state(module)
+        keep(self, name, module)
+
+    monkeypatch.setattr(Checkpoints, "keep", watched_keep)
     monkeypatch.setattr("odn.durable.train_epochs", watched)
     monkeypatch.setattr("odn.search.near", lambda *_: True)
     config = dataclasses.replace(BRIEF, target_accuracy=0.9999, confidence=0.999999, confirmations=2)
@@ -155,7 +161,12 @@ def test_depths_are_trained_to_their_end_from_the_weights_that_expansion_began_w
     phases = [(phase, depth) for (phase, depth), _ in groupby(result.records, key=lambda r: (r.phase, r.depth))]
     assert phases == [
         ("expand", 1), ("settle", 1), ("expand", 2), ("settle", 2), ("expand", 4), ("settle", 4), ("settle", 9),
+        ("refine", 5),
     ]  # fmt: skip
+    # A third of the epochs, at 0.3 of the rate, from the best weights of that depth.
+    refined = [record for record in result.records if record.phase == "refine"]
+    assert [record.epoch for record in refined] == [1, 2]
+    assert max(record.learning_rate for record in refined) == pytest.approx(0.3 * 0.05 * 0.5)
 
 
 def test_growing_goes_on_from_what_it_was_before_depths_were_trained_to_their_end(monkeypatch):
@@ -281,7 +292,7 @@ def test_what_is_under_way_keeps_the_length_that_it_began_with(tmp_path, stop_af
     assert ends == [("expand", 1, 3), ("settle", 1, settle), ("settle", 2, 6)]
 
 
-@pytest.mark.parametrize("stop_after", [1, 2, 5, 8, 9, 11, 15])
+@pytest.mark.parametrize("stop_after", [1, 2, 5, 8, 9, 11, 15, 16, 17])
 @pytest.mark.parametrize("target", [0.9999, 0.0])
 def test_an_expansion_resumed_while_depths_are_trained_to_their_end_ends_as_an_uninterrupted_one(
     tmp_path, stop_after, target
@@ -292,7 +303,7 @@ def test_an_expansion_resumed_while_depths_are_trained_to_their_end_ends_as_an_u
     )
     path = check_resuming(config, TRAINING, min(stop_after, 9) if not target else stop_after, tmp_path)
     if target:
-        assert path == [("expand", 2), ("settle", 2), ("expand", 4), ("settle", 8)]
+        assert path == [("expand", 2), ("settle", 2), ("expand", 4), ("settle", 8), ("refine", 6)]
     else:
         assert path[-1][0] == "settle"
         assert [phase for phase, _ in path].count("settle") == 1
