@@ -52,9 +52,10 @@ def test_the_whole_line_on_digits(odn, tmp_path, recipe):
     for name in ("config.toml", "history.jsonl", "extracted/spec.json", "extracted/weights.safetensors", "report.html"):
         assert (run / name).is_file()
     history = [json.loads(line) for line in (run / "history.jsonl").read_text().splitlines()]
-    assert report["cost"]["epochs_by_depth"]["1"] == len([r for r in history if r["depth"] == 1])
-    assert report["cost"]["finetune_epochs"] == 0  # the search has trained that depth alone
-    assert history[-1]["phase"] == "settle"
+    grown = [record for record in history if record["phase"] != "finetune"]
+    assert report["cost"]["epochs_by_depth"]["1"] == sum(r["epochs"] for r in grown if r["depth"] == 1)
+    assert report["cost"]["finetune_epochs"] == sum(r["epochs"] for r in history if r["phase"] == "finetune") == 10
+    assert grown[-1]["phase"] == "settle"
     macs = {1: 4756096}
     if report["depth"] == 1:
         expected = sum(macs[1] * (3 * r["train_samples"] + r["evaluated_samples"]) for r in history)

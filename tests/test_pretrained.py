@@ -421,7 +421,7 @@ def test_a_run_starts_from_weights_and_goes_on_without_the_file(odn, npz, tmp_pa
     weights.unlink()
     assert odn(*cut, "--resume")[0] == 3
     resumed = [json.loads(line) for line in (tmp_path / "cut" / "history.jsonl").read_text().splitlines()]
-    expanded = [record for record in history if record["phase"] in ("expand", "settle")]
+    expanded = [record for record in history if record["phase"] in ("expand", "settle", "refine")]
     assert [r | {"seconds": 0} for r in resumed] == [r | {"seconds": 0} for r in expanded]
     kept = [tmp_path / name / "checkpoints" / "depth_002" / "weights.safetensors" for name in ("whole", "cut")]
     assert kept[0].read_bytes() == kept[1].read_bytes()

@@ -108,7 +108,7 @@ def compress_epochs(
         checkpoints: the memory of the run; compressing goes on where it stands.
 
     Yields:
-        The record of every epoch.
+        The record of every evaluation.
 
     Returns:
         The narrower network, what it costs and how it does.

@@ -21,7 +21,7 @@ Result = TypeVar("Result")
 class Display:
     """Shows the records of training generators while it runs them.
 
-    On a terminal one line is redrawn, and each depth leaves a line behind; elsewhere every epoch is a line.
+    On a terminal one line is redrawn, and each depth leaves a line behind; elsewhere every evaluation is a line.
 
     Args:
         config: of the run, for the target.

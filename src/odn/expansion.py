@@ -85,7 +85,7 @@ def expand_epochs(
         checkpoints: the memory of the run; expansion goes on where it stands.
 
     Yields:
-        The record of every epoch, with the reason to stop in the last one of each phase of each depth.
+        The record of every evaluation, with the reason to stop in the last one of each phase of each depth.
 
     Returns:
         The chosen depth and how it was found.

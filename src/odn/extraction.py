@@ -93,7 +93,7 @@ def finetune_epochs(
         checkpoints: the memory of the run; fine-tuning goes on where it stands.
 
     Yields:
-        The record of every epoch.
+        The record of every evaluation.
 
     Returns:
         Validation score before and after.

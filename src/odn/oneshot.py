@@ -69,7 +69,7 @@ def train_all_depths_epochs(
         checkpoints: the memory of the run; training goes on where it stands.
 
     Yields:
-        The record of every epoch.
+        The record of every evaluation.
 
     Returns:
         How every depth does on the validation split.

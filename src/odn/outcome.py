@@ -24,7 +24,7 @@ class ExpandResult:
         reached: whether the target was reached and confirmed.
         target_accuracy: the target, or with an automatic one what it came to be.
         valid_score: of the averaged weights kept for that depth, in the metric of the data.
-        records: every epoch, oldest first.
+        records: every evaluation, oldest first.
         start: what a pretrained network brought along, with its probes; None where it started at random.
     """
 

@@ -61,7 +61,7 @@ def render_page(
 
     Args:
         figures: as in report.json.
-        records: every epoch, oldest first; without any the charts are left out.
+        records: every evaluation, oldest first; without any the charts are left out.
         macs_by_depth: multiply-accumulates of depth 1, 2, ... to the full depth.
         pictures: of inputs that leave a routed network first and last.
 
@@ -80,7 +80,7 @@ def render_page(
             "before fine-tuning, with its 95 % interval; the bars are the MACs of one input.</p>"
             "<h2>Training</h2>"
             + timeline(records, figures["target_accuracy"])
-            + f'<p class="note">Validation score ({escape(metric)}) of the averaged weights after every epoch; where '
+            + f'<p class="note">Validation score ({escape(metric)}) of the averaged weights at every evaluation; where '
             "depths are trained together thin lines are the depths and the thick one is the deepest, their "
             "mean where all are trained at once.</p>"
         )

@@ -35,8 +35,8 @@ class TrainConfig:
         precision: ``bf16`` autocast, ``fp32``, or ``auto``: bf16 where the hardware is faster with it.
         parallel: how several processes share the work: ``ddp`` gives each a copy of the network, ``fsdp`` a part of it,
             for networks that do not fit one GPU.
-        checkpoint_minutes: within an epoch that takes longer, the state is saved every so many minutes; after every
-            epoch it is saved anyway.
+        checkpoint_minutes: where evaluations are longer apart, the state is saved every so many minutes; after every
+            evaluation it is saved anyway.
     """
 
     optimizer: Literal["auto", "sgd", "adamw"] = "auto"
