@@ -377,8 +377,8 @@ BARS = {
 }
 COLUMNS = (
     "kind", "data", "backbone", "target", "seed", "oracle_depth", "depth", "blocks", "reached", "valid", "test",
-    "test_minus_scratch", "cost_vs_full", "cost_vs_full_learning", "cost_vs_oracle", "seconds_vs_full",
-    "seconds_vs_oracle", "path", "commit",
+    "test_minus_scratch", "cost_vs_full", "cost_vs_full_seldom", "cost_vs_full_learning", "cost_vs_oracle",
+    "seconds_vs_full", "seconds_vs_oracle", "path", "commit",
 )  # fmt: skip
 CURVES = ("data", "backbone", "depth", "valid", "error", "test", "target", "train_macs", "seconds")
 
@@ -446,10 +446,12 @@ def publish(cells: Cells, plan: Plan) -> None:
         f"{f'Subsets of {plan.train_limit:,}' if plan.train_limit else 'All'} training images, the same ones and the "
         "same split for every seed; seeds differ in initial weights, order and augmentation. `full` is a one-cycle "
         f"training of the full depth, `oracle` one of every depth, each {plan.epochs} epochs. Costs are training MACs "
-        "as the report counts them, expansion and fine-tuning together, evaluation after every epoch included; "
-        "`cost_vs_full_learning` leaves it out of the full training alone. Seconds are those of "
+        "as the report counts them, expansion, fine-tuning and evaluation together. The trainings from scratch are "
+        "evaluated after every epoch, as a plain loop would, the search as seldom as `train.evaluation_share` allows; "
+        "`cost_vs_full_seldom` is the ratio to a full training evaluated as seldom, `cost_vs_full_learning` to one "
+        "without any evaluation. Seconds are those of "
         "the processor, compared only where search and oracle ran on one kind of machine. `path` lists the epochs of "
-        "each step: e expand, c cool-down, s settle, f fine-tune. "
+        "each step: e expand, s settle, r refine, f fine-tune. "
         "`blocks_off` counts planned depths. A search that missed its target counts as wrong. The settings of the "
         "search were chosen on validation curves of Fashion-MNIST (docs/log.md): those pairs tell less about other "
         "data than the others do. A target whose searches are not here, `cells` "

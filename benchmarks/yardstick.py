@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.common import Row
+from odn.config import TrainConfig
 
 Pair = tuple[str, str]
 
@@ -146,14 +147,18 @@ def judged(row: Row, oracle: Oracle) -> Row | None:
     if right is None:
         return None
     same = oracle.machines == {row["machine"]}  # seconds of two machines say nothing of each other
+    full, learning = oracle.train_macs[-1], oracle.learning_macs[-1]
+    evaluating = full / learning - 1
+    seldom = learning * (1 + evaluating / max(math.ceil(evaluating / TrainConfig().evaluation_share), 1))
     return {
         **row,
         "oracle_depth": right,
         "max_depth": oracle.depths[-1],
         "blocks_off": _steps(oracle, right, row["depth"]),
         "test_minus_scratch": row["test"] - oracle.test[oracle.depths.index(row["depth"])],
-        "cost_vs_full": row["train_macs"] / oracle.train_macs[-1],
-        "cost_vs_full_learning": row["train_macs"] / oracle.learning_macs[-1],
+        "cost_vs_full": row["train_macs"] / full,
+        "cost_vs_full_seldom": row["train_macs"] / seldom,
+        "cost_vs_full_learning": row["train_macs"] / learning,
         "cost_vs_oracle": row["train_macs"] / sum(oracle.train_macs),
         "seconds_vs_full": row["seconds"] / oracle.seconds[-1] if same else None,
         "seconds_vs_oracle": row["seconds"] / sum(oracle.seconds) if same else None,
@@ -211,6 +216,8 @@ def figures_of(searches: Sequence[Row], autos: Sequence[Row], oracles: Sequence[
         "blocks_off_mean": over(searches, lambda row: row["blocks_off"], fmean),
         "cost_vs_full_first_half_max": over(early, lambda row: row["cost_vs_full"], max),
         "cost_vs_full_max": over(searches, lambda row: row["cost_vs_full"], max),
+        "cost_vs_full_seldom_first_half_max": over(early, lambda row: row["cost_vs_full_seldom"], max),
+        "cost_vs_full_seldom_max": over(searches, lambda row: row["cost_vs_full_seldom"], max),
         "cost_vs_full_learning_max": over(searches, lambda row: row["cost_vs_full_learning"], max),
         "cost_vs_oracle_mean": over(searches, lambda row: row["cost_vs_oracle"], fmean),
         "cost_vs_oracle_max": over(searches, lambda row: row["cost_vs_oracle"], max),
