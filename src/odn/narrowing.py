@@ -133,7 +133,7 @@ def next_width(
     """
     for width in widths:
         done = at_width(records, width)
-        if len(done) < config.epochs:
+        if not done or done[-1].epoch < config.epochs:
             return width
         if config.auto and not confirmed(done, goal):
             return None
