@@ -104,8 +104,8 @@ class Checkpoints:
         wait()  # until all have read
         if not self._writes:
             return
-        if self.position is None:
-            list(map(remove, self._states))
+        for path in self._states if self.position is None else ():
+            remove(path)
         others = [record for record in history if record.verb != verb]
         write_history(self._history, sorted([*others, *self.records], key=lambda record: VERBS.index(record.verb)))
 
