@@ -145,11 +145,14 @@ def cifar_folder(data_dir: Path) -> Path:
         The folder with ``train`` and ``test``.
     """
     target = ROOT / "runs" / "cifar10_jpg"
-    if not target.is_dir():
-        partial = target.with_suffix(".partial")
-        with tarfile.open(data_dir / "cifar10_jpg.tar.xz") as archive:
-            archive.extractall(partial, filter="data")
-        partial.rename(target)
+    target.parent.mkdir(exist_ok=True)
+    with target.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # cells are run side by side
+        if not target.is_dir():
+            partial = target.with_suffix(".partial")
+            with tarfile.open(data_dir / "cifar10_jpg.tar.xz") as archive:
+                archive.extractall(partial, filter="data")
+            partial.rename(target)
     return next(path.parent for path in sorted(target.rglob("train")) if path.is_dir())
 
 

@@ -45,7 +45,7 @@ def test_missing_key_is_named():
         ({"train": {"precision": "fp8"}}, r"'train\.precision' is 'fp8'; allowed: auto, fp32, bf16"),
         ({"train": {"label_smoothing": 1.0}}, "label_smoothing is 1.0; allowed: 0 to below 1"),
         ({"train": {"batch_size": 1}}, "batch_size is 1; BatchNorm needs 2 or more"),
-        ({"train": {"evaluation_share": 0.0}}, "evaluation_share is 0.0; allowed: above 0, e.g. 0.1, or inf"),
+        ({"train": {"evaluation_share": 0.0}}, "evaluation_share is 0.0; allowed: above 0, e.g. 0.02, or inf"),
         ({"finetune": {"rate": -0.3}}, "finetune.rate is -0.3; allowed: above 0, e.g. 0.3, or 0 for the default"),
         ({"data": {"image_size": 100_000}}, "image_size is 100000; allowed: 1 to 4096"),
         ({"expand": {"settle_epochs": 1}}, "settle_epochs is 1; allowed: 0, or at least expand.confirmations, 2"),

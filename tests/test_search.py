@@ -92,7 +92,7 @@ def test_growing_ends_with_the_deepest_and_takes_logarithmic_steps(depths):
 
 def test_the_search_ends_with_the_first_network_that_has_a_depth_which_holds_the_target():
     grown = ended("expand", 4, (900, 910, 920, 930))
-    held = [grown, ended("settle", 8, (930, 940, 945, 950), None), ended("settle", 8, (939, 940, 949, 960), REACHED)]
+    held = [grown, ended("settle", 8, (930, 940, 945, 950), None), ended("settle", 8, (939, 940, 948, 960), REACHED)]
     assert next_step(held, range(1, 9), TARGET) is None
     result = expand_result(held, range(1, 9), TARGET)
     assert (result.depth, result.reached, result.valid_score) == (8, True, 0.96)
@@ -102,11 +102,11 @@ def test_the_search_ends_with_the_first_network_that_has_a_depth_which_holds_the
     twice = dataclasses.replace(TARGET, confirmations=2)
     assert expand_result(both, range(1, 9), twice).depth == 3
     assert not expand_result(both, (4, 8), twice).reached
-    missed = [grown, ended("settle", 4, (940, 946))]
+    missed = [grown, ended("settle", 4, (940, 945))]
     assert next_step(missed, range(1, 17), TARGET) == Step(phase="expand", depth=8)
     assert next_step(missed, range(1, 5), TARGET) is None
     result = expand_result(missed, range(1, 5), TARGET)
-    assert (result.depth, result.reached, result.valid_score) == (4, False, 0.946)
+    assert (result.depth, result.reached, result.valid_score) == (4, False, 0.945)
 
 
 def test_once_the_deeper_of_two_depths_holds_the_other_goes_on_from_it():
@@ -141,14 +141,60 @@ def test_once_the_deeper_of_two_depths_holds_the_other_goes_on_from_it():
         assert (result.depth, result.target_accuracy) == (depth, pytest.approx(0.95))
 
 
+def test_a_depth_that_nearly_holds_goes_on_where_a_deeper_one_holds():
+    # 50 errors for 950 correct answers are allowed; 1.03 times as many are 51.4 for 948.6.
+    grown = ended("expand", 4, (900, 910, 920, 930))
+    held = [grown, ended("settle", 8, (940, 949, 949, 950), REACHED)]
+    back = Step(phase="refine", depth=6, lowest=6)
+    assert next_step(held, range(1, 9), TARGET) == back
+    assert next_step(held, (1, 2, 4, 5, 8), TARGET) is None
+    assert next_step([grown, ended("settle", 8, (948, 948, 948, 950), REACHED)], range(1, 9), TARGET) is None
+    assert next_step([grown, ended("settle", 8, (948, 951, 949, 950), REACHED)], range(1, 9), TARGET) is None
+    for score, depth, valid in ((950, 6, 0.95), (949, 8, 0.95)):
+        history = [*held, ended("refine", 6, (score,), REACHED)]
+        assert next_step(history, range(1, 9), TARGET) is None
+        result = expand_result(history, range(1, 9), TARGET)
+        assert (result.depth, result.reached, result.valid_score) == (depth, True, valid)
+        assert finetuning_of(FinetuneConfig(), history, depth).epochs == {6: 0, 8: 10}[depth]
+    # One that reached the target without confirming it is as near as can be.
+    twice = dataclasses.replace(TARGET, confirmations=2)
+    scores = ((900, 948, 951, 952), (900, 948, 947, 953))
+    unsure = [grown, *(ended("settle", 8, row, stop) for row, stop in zip(scores, (None, REACHED), strict=True))]
+    assert next_step(unsure, range(1, 9), twice) == Step(phase="refine", depth=7, lowest=7)
+    # Without a target, what the best reached less 0.002 is asked of it.
+    auto = dataclasses.replace(TARGET, target_accuracy=0.0)
+    flat = [ended("expand", depth, (930,) * depth) for depth in (1, 2, 4)]
+    known = [*flat, ended("settle", 4, (940, 949, 950, 952))]
+    assert next_step(known, range(1, 5), auto) == Step(phase="refine", depth=2, lowest=2)
+    for score, depth in ((951, 2), (949, 3)):
+        result = expand_result([*known, ended("refine", 2, (score,))], range(1, 5), auto)
+        assert (result.depth, result.target_accuracy) == (depth, pytest.approx(0.95))
+
+
 def test_what_one_network_gained_by_being_trained_to_its_end_is_expected_of_others():
     first = [ended("expand", 1, (923,)), ended("settle", 1, (935,))]  # 1.2 times the odds of an error, not 1.6
     assert next_step([*first, ended("expand", 2, (923, 925))], range(1, 9), TARGET) == Step(phase="expand", depth=4)
     nearer = ended("expand", 2, (923, 941))
     assert next_step([*first, nearer], range(1, 9), TARGET) == Step(phase="settle", depth=2, lowest=2)
-    # One that gained more than expected raises no hopes.
-    much = [ended("expand", 1, (923,)), ended("settle", 1, (949,))]
-    assert next_step([*much, ended("expand", 2, (923, 921))], range(1, 9), TARGET) == Step(phase="expand", depth=4)
+
+
+def test_a_network_needs_no_look_where_the_one_before_fell_short_by_little():
+    # 50 errors for 950 correct answers are allowed; 1.1 times as many are 54.7 for 945.3.
+    grown = ended("expand", 2, (900, 930))
+    deeper, look = Step(phase="settle", depth=4, lowest=3), Step(phase="expand", depth=4)
+    for score, step in ((949, deeper), (946, deeper), (945, look)):
+        assert next_step([grown, ended("settle", 2, (900, score))], range(1, 9), TARGET) == step
+    # The best weights of the best planned depth count, and those of growing do not.
+    fell = [ended("settle", 2, (946, 900), None), ended("settle", 2, (945, 900))]
+    assert next_step([grown, *fell], range(1, 9), TARGET) == deeper
+    assert next_step([grown, *fell], range(2, 9, 2), TARGET) == look
+    assert next_step([ended("expand", 2, (900, 946)), ended("settle", 2, (900, 945))], range(1, 9), TARGET) == look
+    # What refining came to does not count: it is another start than that of the next network.
+    refined = [ended("expand", 1, (930,)), ended("settle", 1, (949,)), ended("refine", 1, (900,))]
+    assert next_step(refined, range(1, 9), TARGET) == Step(phase="settle", depth=2, lowest=2)
+    # Nobody is nearer than one who reached the target, but not for certain.
+    certain = dataclasses.replace(TARGET, confidence=0.95)
+    assert next_step([grown, ended("settle", 2, (900, 955))], range(1, 9), certain) == deeper
 
 
 def test_without_training_to_the_end_the_heads_are_believed():
@@ -284,17 +330,17 @@ def test_a_depth_that_falls_short_by_little_goes_on_before_the_deepest_network_i
     deeper = Step(phase="settle", depth=8, lowest=5)
     assert next_step([grown, ended("settle", 4, (900, 948))], range(1, 9), TARGET) == close
     assert next_step([grown, ended("settle", 4, (900, 947))], range(1, 9), TARGET) == deeper
-    # The best weights count, and of more depths the shallowest that is close.
+    # The best weights count, and of more depths the closest, of equals the shallowest.
     worse_at_last = [ended("settle", 4, (900, 948), None), ended("settle", 4, (900, 940))]
     assert next_step([grown, *worse_at_last], range(1, 9), TARGET) == close
-    assert next_step([grown, ended("settle", 8, (940, 948, 948, 949))], range(1, 9), TARGET) == Step(
-        phase="refine", depth=6, lowest=6
+    assert next_step([grown, ended("settle", 8, (940, 948, 949, 949))], range(1, 9), TARGET) == Step(
+        phase="refine", depth=7, lowest=7
     )
     missed = [grown, ended("settle", 4, (900, 948)), ended("refine", 4, (949,))]
     assert next_step(missed, range(1, 9), TARGET) == deeper
     assert next_step(missed, range(1, 5), TARGET) is None
     assert next_step(missed[:2], range(1, 5), TARGET) == close
-    assert next_step(missed[:2], range(1, 17), TARGET) == Step(phase="expand", depth=8)  # another is cheap
+    assert next_step(missed[:2], range(1, 17), TARGET) == deeper  # another is cheap
     assert not expand_result(missed, range(1, 5), TARGET).reached
     lifted = [*missed[:2], ended("refine", 4, (950,), REACHED)]
     assert next_step(lifted, range(1, 9), TARGET) is None

@@ -159,8 +159,8 @@ def _step_epochs(
         epochs=cap,
         seed=seed,
         checkpoints=checkpoints,
-        # Growing may end after any epoch, what is annealed after its last ones alone.
-        last=config.confirmations if step.phase in ENDING_PHASES else None,
+        # Growing ends early where it has come to nothing more for ``patience`` epochs, what is annealed never.
+        last=config.confirmations if step.phase in ENDING_PHASES or cap <= config.patience else None,
     ):
         if record.scores:
             record = dataclasses.replace(record, valid_score=record.scores[-1], valid_error=record.errors[-1])

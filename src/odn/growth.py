@@ -8,7 +8,8 @@ from odn.config import ExpandConfig
 from odn.records import ENDING_PHASES, EpochRecord
 from odn.stopping import has_begun, newest_stage, scores_by_depth
 
-_CLOSE = 1.05  # refining left 0.92 to 0.99 times the odds of an error (docs/log.md)
+# Refining left 0.91 to 0.99 times the odds of an error, twice the blocks 0.80 to 0.95 times (docs/log.md).
+_BACK, _CLOSE, _NEXT = 1.03, 1.05, 1.1
 
 
 def near(records: Sequence[EpochRecord], depths: Sequence[int], config: ExpandConfig) -> bool:
@@ -40,18 +41,59 @@ def close_depth(records: Sequence[EpochRecord], depths: Sequence[int], config: E
     """Find a depth that fell short of the target by so little that refining may lift it.
 
     Args:
-        records: of the expansion, oldest first; the last is of the epoch in which depths were trained to their end.
-        depths: the plan.
+        records: of the expansion, oldest first, some of them of depths that were trained to their end.
+        depths: the plan, ascending.
         config: a target that is known.
 
     Returns:
-        The shallowest one whose best weights make at most 1.05 times as many errors per correct answer as the target
-        allows; None where there is none.
+        The one whose best weights make the fewest errors, if these are at most 1.05 times as many per correct answer as
+        the target allows; of equals the shallowest. A shallower one that is refined in vain costs another network.
     """
-    allowed = _CLOSE * _odds(config.target_accuracy)
-    scores = [scores_by_depth(record, depths) for record in newest_stage(records)]
-    best = {depth: max(epoch[depth].valid_score for epoch in scores) for depth in scores[0]}
-    return min((depth for depth, score in best.items() if _odds(score) <= allowed), default=None)
+    errors = _errors_by_depth(records, depths, config)
+    closest = min(errors, key=lambda depth: (errors[depth], depth))
+    return closest if errors[closest] <= _CLOSE else None
+
+
+def earlier_depth(
+    records: Sequence[EpochRecord], depths: Sequence[int], config: ExpandConfig, chosen: int
+) -> int | None:
+    """Find a depth before the one that would be kept which refining may lift.
+
+    Args:
+        records: of the expansion, oldest first, some of them of depths that were trained to their end.
+        depths: the plan, ascending.
+        config: a target that is known.
+        chosen: the depth that would be kept.
+
+    Returns:
+        The shallowest one before it whose best weights make at most 1.03 times as many errors per correct answer as the
+        target allows; None where there is none.
+    """
+    errors = _errors_by_depth(records, depths, config)
+    return min((depth for depth, times in errors.items() if depth < chosen and times <= _BACK), default=None)
+
+
+def deeper_will_do(records: Sequence[EpochRecord], depths: Sequence[int], config: ExpandConfig) -> bool:
+    """Tell whether the next network needs no look at how near it is.
+
+    Args:
+        records: of the expansion, oldest first, some of them of depths that were trained to their end in vain.
+        depths: the plan, ascending.
+        config: a target that is known.
+
+    Returns:
+        True when the best of these depths makes at most 1.1 times as many errors per correct answer as the target
+        allows.
+    """
+    return min(_errors_by_depth(records, depths, config).values()) <= _NEXT
+
+
+def _errors_by_depth(records: Sequence[EpochRecord], depths: Sequence[int], config: ExpandConfig) -> dict[int, float]:
+    """Say how many times as many errors per correct answer as the target allows the newest settled depths make."""
+    settled = newest_stage([record for record in records if record.phase == "settle"])
+    scores = [scores_by_depth(record, depths) for record in settled]
+    allowed = _odds(config.target_accuracy)
+    return {depth: _odds(max(epoch[depth].valid_score for epoch in scores)) / allowed for depth in scores[0]}
 
 
 def _best(epochs: Sequence[EpochRecord], depths: Sequence[int]) -> float:

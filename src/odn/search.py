@@ -2,8 +2,8 @@
 
 Networks double until one is near the target. The depths that it has more than the network before are then trained
 together to their end, from fresh weights, each with a head, and the shallowest one that holds the target is kept. Two
-depths would harm each other: there the deeper one is trained, and the other goes on from it. A depth that falls short
-by little goes on for a while before the deepest network is tried. No torch here.
+depths would harm each other: there the deeper one is trained, and the other goes on from it. So does a depth that falls
+short by little, where a deeper one holds the target or only the deepest network is left. No torch here.
 """
 
 from collections.abc import Sequence
@@ -11,8 +11,16 @@ from dataclasses import dataclass
 
 from odn.config import ExpandConfig
 from odn.errors import UsageError
-from odn.growth import close_depth, growth_is_over, knee_of, near, settle_target
-from odn.outcome import holding_depths
+from odn.growth import (
+    close_depth,
+    deeper_will_do,
+    earlier_depth,
+    growth_is_over,
+    knee_of,
+    near,
+    settle_target,
+)
+from odn.outcome import expand_result, holding_depths
 from odn.records import ENDING_PHASES, EpochRecord, Phase
 
 
@@ -99,14 +107,14 @@ def next_step(
     automatic = not config.target_accuracy
     if last.phase in ENDING_PHASES:
         goal = settle_target(records, depths, config)
-        holds = bool(holding_depths(records, depths, goal)) or automatic
-        if last.phase == "settle" and goal.target_accuracy:  # with none now, no depth explains anything
-            # Before the deepest network others are cheap, and say more of which depth is right.
-            dear = deeper in (None, depths[-1])
-            further = _look_back(last, depths) if holds else close_depth(records, depths, goal) if dear else None
-            if further is not None:
-                return Step(phase="refine", depth=further, lowest=further)
-        return None if holds else grow
+        found = expand_result(records, depths, config)
+        holds = found.reached or automatic
+        refined = _to_refine(records, depths, goal, found.depth if holds else None, deeper)
+        if refined is not None:
+            return Step(phase="refine", depth=refined, lowest=refined)
+        if holds or deeper is None:
+            return None
+        return _settle(deeper, records, depths, config) if deeper_will_do(records, depths, goal) else grow
     if not config.settle_epochs:
         over = growth_is_over(records, depths) if automatic else bool(holding_depths(records, depths, config))
         return None if over else grow
@@ -129,8 +137,17 @@ def _settle(depth: int, records: Sequence[EpochRecord], depths: Sequence[int], c
     return Step(phase="settle", depth=depth, lowest=next(one for one in depths if one > before))
 
 
-def _look_back(settled: EpochRecord, depths: Sequence[int]) -> int | None:
-    """Say which depth was left aside while the one beyond it was trained, if any."""
-    step = Step(phase=settled.phase, depth=settled.depth, lowest=settled.lowest)
-    left = step.looks_back and settled.lowest < settled.depth and settled.lowest in depths
-    return settled.lowest if left else None
+def _to_refine(
+    records: Sequence[EpochRecord], depths: Sequence[int], goal: ExpandConfig, found: int | None, deeper: int | None
+) -> int | None:
+    """Say which depth may hold the target if it is trained on, after the ones that were trained to their end."""
+    last = records[-1]
+    if last.phase == "refine" or not goal.target_accuracy:  # with no target now, no depth explains anything
+        return None
+    if found is None:
+        # Before the deepest network others are cheap, and say more of which depth is right.
+        return close_depth(records, depths, goal) if deeper in (None, depths[-1]) else None
+    guest = last.lowest < last.depth and Step(phase=last.phase, depth=last.depth, lowest=last.lowest).looks_back
+    if guest and last.lowest in depths:
+        return last.lowest
+    return earlier_depth(records, depths, goal, found)

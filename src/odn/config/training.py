@@ -48,7 +48,7 @@ class TrainConfig:
     warmup_epochs: float = 1.0
     ema_epochs: float = 3.0
     recalibration_images: int = 2048
-    evaluation_share: float = 0.1
+    evaluation_share: float = 0.02
     max_gradient_norm: float = -1.0
     precision: Precision = "auto"
     parallel: Parallel = "ddp"
@@ -70,7 +70,7 @@ class TrainConfig:
         )
         require(
             self.evaluation_share > 0,
-            f"train.evaluation_share is {self.evaluation_share}; allowed: above 0, e.g. 0.1, or inf for every epoch",
+            f"train.evaluation_share is {self.evaluation_share}; allowed: above 0, e.g. 0.02, or inf for every epoch",
         )
         require(
             0 <= self.label_smoothing < 1,
