@@ -9,7 +9,7 @@ from odn.records import ENDING_PHASES, EpochRecord
 from odn.stopping import has_begun, newest_stage, scores_by_depth
 
 # Refining left 0.91 to 0.99 times the odds of an error, twice the blocks 0.80 to 0.95 times (docs/log.md).
-_BACK, _CLOSE, _NEXT = 1.03, 1.05, 1.1
+_CLOSE, _NEXT = 1.05, 1.1
 
 
 def near(records: Sequence[EpochRecord], depths: Sequence[int], config: ExpandConfig) -> bool:
@@ -37,60 +37,57 @@ def near(records: Sequence[EpochRecord], depths: Sequence[int], config: ExpandCo
     return _odds(_best([now], depths)) <= reach * _odds(config.target_accuracy)
 
 
-def close_depth(records: Sequence[EpochRecord], depths: Sequence[int], config: ExpandConfig) -> int | None:
-    """Find a depth that fell short of the target by so little that refining may lift it.
-
-    Args:
-        records: of the expansion, oldest first, some of them of depths that were trained to their end.
-        depths: the plan, ascending.
-        config: a target that is known.
-
-    Returns:
-        The one whose best weights make the fewest errors, if these are at most 1.05 times as many per correct answer as
-        the target allows; of equals the shallowest. A shallower one that is refined in vain costs another network.
-    """
-    errors = _errors_by_depth(records, depths, config)
-    closest = min(errors, key=lambda depth: (errors[depth], depth))
-    return closest if errors[closest] <= _CLOSE else None
-
-
-def earlier_depth(
-    records: Sequence[EpochRecord], depths: Sequence[int], config: ExpandConfig, chosen: int
+def refined_next(
+    stages: Sequence[Sequence[EpochRecord]],
+    depths: Sequence[int],
+    config: ExpandConfig,
+    *,
+    chosen: int | None,
+    guest: int | None,
 ) -> int | None:
-    """Find a depth before the one that would be kept which refining may lift.
+    """Say which of the depths that were trained to their end together may hold the target once it is refined.
 
     Args:
-        records: of the expansion, oldest first, some of them of depths that were trained to their end.
+        stages: their epochs, then those of each depth that was refined since, oldest first.
         depths: the plan, ascending.
         config: a target that is known.
-        chosen: the depth that would be kept.
+        chosen: the shallowest depth that holds it; None where none does.
+        guest: a depth whose blocks did not learn for it, so that its score says little.
 
     Returns:
-        The shallowest one before it whose best weights make at most 1.03 times as many errors per correct answer as the
-        target allows; None where there is none.
+        Where none holds, the best one if it makes at most 1.05 times as many errors per correct answer as the target
+        allows and none was refined yet. Where one held from the start, one that is shallower and as close, or the
+        guest: the middle of those that are left, so that the shallowest that holds is found by bisection. Otherwise
+        None.
     """
-    errors = _errors_by_depth(records, depths, config)
-    return min((depth for depth, times in errors.items() if depth < chosen and times <= _BACK), default=None)
+    settled, *refined = stages
+    errors = _errors_by_depth(settled, depths, config)
+    if chosen is None:
+        closest = min(errors, key=lambda depth: (errors[depth], depth))
+        return closest if errors[closest] <= _CLOSE and not refined else None
+    if min(errors.values()) > 1:  # it was lifted itself: what is shallower has less to spare
+        return None
+    failed = max((stage[-1].depth for stage in refined if stage[-1].depth < chosen), default=0)
+    left = [d for d, times in errors.items() if failed < d < chosen and (times <= _CLOSE or d == guest)]
+    return left[(len(left) - 1) // 2] if left else None
 
 
-def deeper_will_do(records: Sequence[EpochRecord], depths: Sequence[int], config: ExpandConfig) -> bool:
+def deeper_will_do(settled: Sequence[EpochRecord], depths: Sequence[int], config: ExpandConfig) -> bool:
     """Tell whether the next network needs no look at how near it is.
 
     Args:
-        records: of the expansion, oldest first, some of them of depths that were trained to their end in vain.
+        settled: the epochs of the network that was trained to its end last, in vain.
         depths: the plan, ascending.
         config: a target that is known.
 
     Returns:
-        True when the best of these depths makes at most 1.1 times as many errors per correct answer as the target
-        allows.
+        True when the best of its depths makes at most 1.1 times as many errors per correct answer as the target allows.
     """
-    return min(_errors_by_depth(records, depths, config).values()) <= _NEXT
+    return min(_errors_by_depth(settled, depths, config).values()) <= _NEXT
 
 
-def _errors_by_depth(records: Sequence[EpochRecord], depths: Sequence[int], config: ExpandConfig) -> dict[int, float]:
-    """Say how many times as many errors per correct answer as the target allows the newest settled depths make."""
-    settled = newest_stage([record for record in records if record.phase == "settle"])
+def _errors_by_depth(settled: Sequence[EpochRecord], depths: Sequence[int], config: ExpandConfig) -> dict[int, float]:
+    """Say how many times as many errors per correct answer as the target allows each depth's best weights make."""
     scores = [scores_by_depth(record, depths) for record in settled]
     allowed = _odds(config.target_accuracy)
     return {depth: _odds(max(epoch[depth].valid_score for epoch in scores)) / allowed for depth in scores[0]}

@@ -49,16 +49,24 @@ def holding_depths(records: Sequence[EpochRecord], depths: Sequence[int], config
     """
     if not config.settle_epochs:
         return set(met_depths(records, depths, config))
-    return {depth for stage in _ended(records) for depth in confirmed_depths(stage, depths, config)}
+    return {depth for stage in ended_stages(records) for depth in confirmed_depths(stage, depths, config)}
 
 
-def _ended(records: Sequence[EpochRecord]) -> list[list[EpochRecord]]:
-    """Take the epochs in which depths were trained to their end last, those of looking back apart."""
-    last = records[-1]
-    if last.phase not in ENDING_PHASES or last.stop is None:
+def ended_stages(records: Sequence[EpochRecord]) -> list[list[EpochRecord]]:
+    """Take the epochs in which depths were trained to their end last.
+
+    Args:
+        records: of the expansion, oldest first, one or more.
+
+    Returns:
+        Those of the newest network, then those of each depth that was refined since; none where another network is
+        growing or one of them is under way.
+    """
+    if records[-1].phase not in ENDING_PHASES or records[-1].stop is None:
         return []
     newest = newest_stage(records)
-    return [newest] if last.phase == "settle" else [newest_stage(records[: -len(newest)]), newest]
+    earlier = ended_stages(records[: -len(newest)]) if newest[-1].phase == "refine" else []
+    return [*earlier, newest]
 
 
 def expand_result(records: Sequence[EpochRecord], depths: Sequence[int], config: ExpandConfig) -> ExpandResult:
@@ -77,7 +85,7 @@ def expand_result(records: Sequence[EpochRecord], depths: Sequence[int], config:
     if config.target_accuracy or not config.settle_epochs:
         holding = holding_depths(records, depths, settled)
     else:  # an automatic target was seen on these very scores, so that none has to be confirmed
-        tried = {one.depth for stage in _ended(records) for one in stage[-1].by_depth() if one.depth in depths}
+        tried = {one.depth for stage in ended_stages(records) for one in stage[-1].by_depth() if one.depth in depths}
         target = settled.target_accuracy
         holding = {depth for depth in tried if target and known[depth].valid_score >= target}
     chosen = min(holding) if holding else max(known, key=lambda depth: (known[depth].valid_score, -depth))

@@ -166,17 +166,22 @@ def plan(workload: Workload, hardware: Hardware, depth: int | None = None) -> di
 
 
 def _longest_search(workload: Workload, max_depth: int, steps: int) -> Iterator[tuple[int, int]]:
-    """Yield depths and epochs of a search in which nothing but the full depth holds the target, by refining it."""
+    """Yield depths and epochs of a search in which nothing but the full depth holds the target."""
     config, depths = workload.expand, plan_depths(workload.expand, max_depth)
-    ending = cap_of("settle", config, steps) + cap_of("refine", config, steps) if config.settle_epochs else 0
-    trunk: int | None = depths[0]
-    while trunk is not None:
-        # Every network was expected to do and fell short by little; the deepest needs no look at how near it is.
+    settle, refine = (cap_of(phase, config, steps) if config.settle_epochs else 0 for phase in ("settle", "refine"))
+    trunk, before = depths[0], 0
+    while True:
+        # Every network was expected to do and fell short; the deepest needs no look at how near it is.
         look = trunk < depths[-1] or not config.settle_epochs
-        yield trunk, ending + look * cap_of("expand", config, steps)
-        trunk = next_trunk(depths, trunk)
-    if not config.settle_epochs:
-        yield depths[-1], FinetuneConfig().resolved(annealed=False).epochs
+        yield trunk, settle + look * cap_of("expand", config, steps)
+        deeper = next_trunk(depths, trunk)
+        if deeper is None:
+            break
+        yield trunk, refine if deeper == depths[-1] else 0
+        trunk, before = deeper, depths.index(trunk) + 1
+    # The other depths of the deepest network nearly hold, and bisection refines them in vain.
+    yield depths[-1], refine * (len(depths) - before - 1).bit_length()
+    yield depths[-1], FinetuneConfig().resolved(annealed=bool(config.settle_epochs)).epochs
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,7 +3,7 @@
 Networks double until one is near the target. The depths that it has more than the network before are then trained
 together to their end, from fresh weights, each with a head, and the shallowest one that holds the target is kept. Two
 depths would harm each other: there the deeper one is trained, and the other goes on from it. So does a depth that falls
-short by little, where a deeper one holds the target or only the deepest network is left. No torch here.
+short by little where a deeper one holds the target or only the deepest network is left. No torch here.
 """
 
 from collections.abc import Sequence
@@ -11,16 +11,8 @@ from dataclasses import dataclass
 
 from odn.config import ExpandConfig
 from odn.errors import UsageError
-from odn.growth import (
-    close_depth,
-    deeper_will_do,
-    earlier_depth,
-    growth_is_over,
-    knee_of,
-    near,
-    settle_target,
-)
-from odn.outcome import expand_result, holding_depths
+from odn.growth import deeper_will_do, growth_is_over, knee_of, near, refined_next, settle_target
+from odn.outcome import ended_stages, expand_result, holding_depths
 from odn.records import ENDING_PHASES, EpochRecord, Phase
 
 
@@ -107,14 +99,18 @@ def next_step(
     automatic = not config.target_accuracy
     if last.phase in ENDING_PHASES:
         goal = settle_target(records, depths, config)
-        found = expand_result(records, depths, config)
-        holds = found.reached or automatic
-        refined = _to_refine(records, depths, goal, found.depth if holds else None, deeper)
-        if refined is not None:
-            return Step(phase="refine", depth=refined, lowest=refined)
-        if holds or deeper is None:
+        if not goal.target_accuracy:  # nothing explains anything
             return None
-        return _settle(deeper, records, depths, config) if deeper_will_do(records, depths, goal) else grow
+        stages, found = ended_stages(records), expand_result(records, depths, config)
+        # Before the deepest network others are cheap, and say more of which depth is right.
+        if found.reached or deeper in (None, depths[-1]):
+            chosen = found.depth if found.reached else None
+            refined = refined_next(stages, depths, goal, chosen=chosen, guest=_guest(stages[0][-1]))
+            if refined is not None:
+                return Step(phase="refine", depth=refined, lowest=refined)
+        if found.reached or deeper is None:
+            return None
+        return _settle(deeper, records, depths, config) if deeper_will_do(stages[0], depths, goal) else grow
     if not config.settle_epochs:
         over = growth_is_over(records, depths) if automatic else bool(holding_depths(records, depths, config))
         return None if over else grow
@@ -137,17 +133,7 @@ def _settle(depth: int, records: Sequence[EpochRecord], depths: Sequence[int], c
     return Step(phase="settle", depth=depth, lowest=next(one for one in depths if one > before))
 
 
-def _to_refine(
-    records: Sequence[EpochRecord], depths: Sequence[int], goal: ExpandConfig, found: int | None, deeper: int | None
-) -> int | None:
-    """Say which depth may hold the target if it is trained on, after the ones that were trained to their end."""
-    last = records[-1]
-    if last.phase == "refine" or not goal.target_accuracy:  # with no target now, no depth explains anything
-        return None
-    if found is None:
-        # Before the deepest network others are cheap, and say more of which depth is right.
-        return close_depth(records, depths, goal) if deeper in (None, depths[-1]) else None
-    guest = last.lowest < last.depth and Step(phase=last.phase, depth=last.depth, lowest=last.lowest).looks_back
-    if guest and last.lowest in depths:
-        return last.lowest
-    return earlier_depth(records, depths, goal, found)
+def _guest(settled: EpochRecord) -> int | None:
+    """Say which depth was left aside while the one beyond it was trained, if any."""
+    step = Step(phase=settled.phase, depth=settled.depth, lowest=settled.lowest)
+    return settled.lowest if step.looks_back else None
