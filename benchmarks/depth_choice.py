@@ -46,8 +46,8 @@ SEARCH_CODE = (
     "extraction.py",
     "supervision.py",
 )
-# Code, and earlier code of which rows are kept because its searches take the same steps: no search that is kept met what
-# has changed since. 5bac4719 looked back only once where three depths or more had learnt together, and both refined a
+# Code, and earlier code of which rows are kept because its searches take the same steps, none of these having met what
+# has changed since: 5bac4719 looked back only once where three depths or more had learnt together, and both refined a
 # depth before the deepest network also where two networks had been trained in vain.
 SAME_SEARCH = {"3ba0ebfc": ("7ec10186", "5bac4719")}
 
