@@ -25,7 +25,7 @@ from odn.search import Step, next_step, plan_depths
 from odn.stage import Stage
 from odn.starting import Start, first_depth
 from odn.stopping import cap_of, decide, has_begun
-from odn.supervision import AllDepthsLoss
+from odn.supervision import MOST_HEARD, AllDepthsLoss
 
 _FRESH = "fresh"  # the weights that expansion began with, under this name
 _log = logging.getLogger("odn")
@@ -241,8 +241,12 @@ def _stage(
 ) -> Stage:
     """Set up the training of a step's depths."""
     trunk = network.trunk(step.depth, step.lowest)
+    others = step.depth - step.lowest
+    share = 1.0
+    if step.phase == "settle" and others:  # adding them all up costs each depth up to a point of what it gives alone
+        share = 0.0 if step.looks_back else 1 / min(others, MOST_HEARD)
     # The heads learn from the labels alone: where the deepest one teaches, the others do better than they would alone.
-    heads = OneShotConfig(soft_share=0.0, other_share=0.0) if step.looks_back else OneShotConfig(soft_share=0.0)
+    heads = OneShotConfig(soft_share=0.0, other_share=share)
     loss = AllDepthsLoss(trunk, train.spec.task, heads, label_smoothing=training.label_smoothing)
     return Stage(trunk, training, train, previous=previous, loss=loss)
 

@@ -16,7 +16,7 @@ from odn.network import PartitionedNetwork
 from odn.tasks import Task
 
 _LEAST = 1e-8  # of a loss that another is divided by
-_MOST_HEARD = 8.0  # heads besides the deepest whose gradients the blocks add up; more of them share that weight
+MOST_HEARD = 8.0  # heads besides the deepest whose gradients the blocks add up; more of them share that weight
 
 
 @final
@@ -78,7 +78,7 @@ class AllDepthsLoss:
 
     def _shares(self, depths: list[int]) -> dict[int, float]:
         """Return the factors on the gradients that the heads of some depths send back into the blocks."""
-        other = self.config.other_share * min(1.0, _MOST_HEARD / max(len(depths) - 1, 1))
+        other = self.config.other_share * min(1.0, MOST_HEARD / max(len(depths) - 1, 1))
         return dict.fromkeys(depths[:-1], other) | {depths[-1]: self.config.deep_share}
 
     def _on_labels(self, outputs: Tensor, targets: Tensor) -> Tensor:
