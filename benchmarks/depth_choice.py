@@ -46,8 +46,8 @@ SEARCH_CODE = (
     "extraction.py",
     "supervision.py",
 )
-# Code, and earlier code of which rows are kept because its searches take the same steps. What 5bac4719 did otherwise, only
-# searches meet that trained three depths or more together, and none of these is kept.
+# Code, and earlier code of which rows are kept because its searches take the same steps. What 5bac4719 did otherwise is
+# met only where three depths or more were trained together, and no row of these is kept.
 SAME_SEARCH = {"ee2082f8": ("5bac4719",)}
 
 

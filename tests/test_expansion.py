@@ -149,7 +149,8 @@ def test_depths_are_trained_to_their_end_from_the_weights_that_expansion_began_w
     config = dataclasses.replace(BRIEF, target_accuracy=0.9999, confidence=0.999999, confirmations=2)
     result = expand(network(), DATA.train, DATA.valid, config=config, training=TRAINING)
     assert list(starts) == [(1, 1), (2, 2), (3, 4), (5, 9)]
-    assert shares == {1: {1.0}, 2: {1.0}, 4: {0.0, 1.0}, 9: {1.0}}  # of two heads the blocks hear the deeper one
+    # Of two heads the blocks hear the deeper one, of more the others as much as the deepest.
+    assert shares == {1: {1.0}, 2: {1.0}, 4: {0.0, 1.0}, 9: {0.25, 1.0}}
     for (lowest, depth), start in starts.items():
         assert same(start, state(network().trunk(depth, lowest)))
     settled = [record for record in result.records if record.phase == "settle"]
@@ -158,15 +159,27 @@ def test_depths_are_trained_to_their_end_from_the_weights_that_expansion_began_w
     deepest = [record for record in settled if record.depth == 9]
     assert [record.epoch for record in deepest] == list(range(1, 7))
     assert (deepest[0].learning_rate, deepest[-1].learning_rate) == (pytest.approx(0.05 * 0.933, rel=0.01), 0.0)
+    best = [max(scores) for scores in zip(*(record.scores for record in deepest), strict=True)]
+    closest = 5 + best.index(max(best))
     phases = [(phase, depth) for (phase, depth), _ in groupby(result.records, key=lambda r: (r.phase, r.depth))]
     assert phases == [
         ("expand", 1), ("settle", 1), ("expand", 2), ("settle", 2), ("expand", 4), ("settle", 4), ("settle", 9),
-        ("refine", 5),
+        ("refine", closest),
     ]  # fmt: skip
     # A third of the epochs, at 0.3 of the rate, from the best weights of that depth.
     refined = [record for record in result.records if record.phase == "refine"]
     assert [record.epoch for record in refined] == [1, 2]
     assert max(record.learning_rate for record in refined) == pytest.approx(0.3 * 0.05 * 0.5)
+
+
+@pytest.mark.parametrize(("lowest", "depth"), [(1, 3), (5, 9), (3, 15)])
+def test_the_other_heads_of_a_settled_network_weigh_as_much_as_the_deepest_together(lowest, depth):
+    deep = partition("cifar_resnet32", DATA.spec)
+    step = Step(phase="settle", depth=depth, lowest=lowest)
+    shares = _stage(deep, step, TRAINING, DATA.train)._loss._shares(list(range(lowest, depth + 1)))
+    assert shares.pop(depth) == 1.0
+    assert len(set(shares.values())) == 1
+    assert sum(shares.values()) == pytest.approx(1.0)
 
 
 def test_growing_goes_on_from_what_it_was_before_depths_were_trained_to_their_end(monkeypatch):
