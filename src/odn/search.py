@@ -105,7 +105,7 @@ def next_step(
         # Before the deepest network others are cheap, and say more of which depth is right. Where two networks fell
         # short the curve is so flat that refining seldom helps, and one more in vain makes the search dear.
         in_vain = len({record.depth for record in records if record.phase == "settle"})
-        if found.reached or deeper is None or (deeper == depths[-1] and in_vain == 1):
+        if found.reached or (deeper in (None, depths[-1]) and in_vain == 1):
             chosen = found.depth if found.reached else None
             refined = refined_next(stages, depths, goal, chosen=chosen, guest=_guest(stages[0][-1]))
             if refined is not None:
