@@ -250,6 +250,7 @@ def arguments(tmp_path_factory):
     x, y = stripes(240)
     np.savez(folder / "stripes.npz", x_train=x, y_train=y, x_test=x, y_test=y)
     recipe = "[report]\nlatency_seconds = 0.01\n[oneshot]\nepochs = 6\n[train]\nbatch_size = 16\nlearning_rate = 0.5\n"
+    recipe += "evaluation_share = inf\n"  # tiny data would be evaluated after the last epochs alone
     recipe += "[compress]\nchannel_multiple = 1\n"
     (folder / "brief.toml").write_text(recipe)
     network = ("--backbone", "cifar_resnet20", "--width", 0.25, "--mode", "one-shot", "--finetune-epochs", 0)
