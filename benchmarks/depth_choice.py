@@ -48,8 +48,8 @@ SEARCH_CODE = (
     "supervision.py",
 )
 # Code, and earlier code of which rows are kept because its searches take the same steps. What 5bac4719 did otherwise is
-# met only where three depths or more were trained together, what ee2082f8 did only where three networks missed the
-# target; no row of these is kept.
+# met only where three depths or more were trained together, what ee2082f8 did only where two networks or more
+# missed the target; no row of these is kept.
 SAME_SEARCH = {"44f30077": ("ee2082f8", "5bac4719")}
 
 
