@@ -379,6 +379,15 @@ def test_finetuning_never_ends_below_its_start():
     assert evaluate(small, DATA.valid).value == outcome.valid_score
 
 
+@pytest.mark.parametrize("confirmations", [1, 2, 3])
+def test_what_is_finetuned_can_confirm_a_target_however_seldom_it_is_evaluated(confirmations):
+    small = extract(network(), 1)
+    seldom = dataclasses.replace(TRAINING, evaluation_share=1e-9)
+    config = FinetuneConfig(epochs=5)
+    tuning = finetune_epochs(small, DATA.train, DATA.valid, config=config, training=seldom, confirmations=confirmations)
+    assert [record.epoch for record in tuning] == list(range(6 - confirmations, 6))
+
+
 def test_finetuning_that_only_harms_leaves_the_network_as_it_came():
     grown = network()
     result = expand(grown, DATA.train, DATA.valid, target_accuracy=0.95, training=TRAINING)

@@ -80,6 +80,7 @@ def finetune_epochs(
     training: TrainConfig | None = None,
     seed: int = 0,
     checkpoints: Checkpoints | None = None,
+    confirmations: int = 1,
 ) -> Generator[EpochRecord, None, FinetuneResult]:
     """Do what ``finetune`` does, one epoch at a time.
 
@@ -91,6 +92,7 @@ def finetune_epochs(
         training: how weights are trained.
         seed: of the order of samples and the augmentation.
         checkpoints: the memory of the run; fine-tuning goes on where it stands.
+        confirmations: so many epochs at the end are evaluated each, for a target to be confirmed, 1 or more.
 
     Yields:
         The record of every evaluation.
@@ -125,6 +127,7 @@ def finetune_epochs(
         kept=_KEPT,
         before=before,
         done=checkpoints.records,
+        last=confirmations,
     )
     checkpoints.take(_KEPT, network)
     return FinetuneResult(valid_score_before=before, valid_score=best)

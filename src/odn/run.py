@@ -127,6 +127,7 @@ def finetune_run(
                 training=config.train,
                 seed=config.seed,
                 checkpoints=checkpoints,
+                confirmations=config.expand.confirmations,
             )
         )
         keep(small.cpu(), path, "finetuned")
