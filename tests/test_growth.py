@@ -42,9 +42,28 @@ def test_near_knows_what_training_to_the_end_brought_before():
     assert not near([before, band(1, 931), band(1, 910), now], (1, 2), config)
     # The best of its planned depths is what they stand for.
     assert near([*grown((0, 900)), band(2, 0, 932), *grown((0, 0, 970))], (1, 2, 3), config)
-    assert not near([before, band(1, 999), *grown((900, 960))], (1, 2), config)
+    # More than was expected counts as well: from 900 to 960 they fall to 1 of 2.667, from 960 to 980 it would be 2.042.
+    assert near([before, band(1, 960), *grown((900, 960))], (1, 2), config)
+    assert not near([before, band(1, 940), *grown((900, 960))], (1, 2), config)
+    # The network that gained least counts, and one that learnt nothing gained nothing that tells.
+    second = [*grown((900, 950)), band(2, 0, 960)]
+    assert not near([before, band(1, 960), *second, *grown((900, 950, 960, 960))], (1, 2, 3, 4), config)
+    nothing = dataclasses.replace(band(1, 900), trivial_score=0.9)
+    assert near([before, nothing, *grown((900, 961))], (1, 2), config)
+    assert not near([before, nothing, *grown((900, 960))], (1, 2), config)
     # Also where it is not the deepest head that did best while growing.
     assert not near([*grown((900, 899)), band(2, 0, 931), *grown((0, 0, 970))], (1, 2, 3), config)
+
+
+def test_the_first_planned_depth_is_near_whatever_it_makes_where_it_costs_little():
+    hopeless = ExpandConfig(target_accuracy=0.999999, reach=1.0)
+    assert near(grown((100,)), (1, 2, 3, 4), hopeless)
+    assert not near(grown((100,)), (1, 2, 3), hopeless)
+    assert near(grown((0, 100)), (2, 8), hopeless)
+    assert not near(grown((0, 100)), (2, 7), hopeless)
+    # Where growing begins deeper, it is not the first.
+    assert not near(grown((0, 100)), (1, 2, 8), hopeless)
+    assert not near([*grown((100,)), *grown((100, 100))], (1, 2, 8), hopeless)
 
 
 def test_a_network_that_explains_less_than_a_constant_is_not_near():

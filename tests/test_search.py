@@ -28,6 +28,16 @@ def ended(phase: str, depth: int, scores: tuple[int, ...], stop: StopReason | No
     )
 
 
+def test_the_first_of_many_depths_is_trained_to_its_end_to_say_what_that_brings():
+    look, hopeless = ended("expand", 1, (200,)), dataclasses.replace(TARGET, reach=1.0)
+    assert next_step([look], range(1, 9), hopeless) == Step(phase="settle", depth=1, lowest=1)
+    assert next_step([look], range(1, 4), hopeless) == Step(phase="expand", depth=2)
+    told = [look, ended("settle", 1, (600,))]  # 6 times the odds of an error
+    assert next_step(told, range(1, 9), hopeless) == Step(phase="expand", depth=2)
+    assert next_step([*told, ended("expand", 2, (0, 761))], range(1, 9), hopeless).phase == "settle"
+    assert next_step([*told, ended("expand", 2, (0, 759))], range(1, 9), hopeless).phase == "expand"
+
+
 def test_a_phase_goes_on_until_it_is_stopped():
     assert next_step([], (2, 4), TARGET) == Step(phase="expand", depth=2)
     assert next_step([], (1, 2, 4), TARGET, first=2) == Step(phase="expand", depth=2)
@@ -47,7 +57,7 @@ def test_of_a_network_near_the_target_the_depths_that_it_has_more_are_trained_to
     wider = ended("expand", 4, (900, 910, 920, 930))
     assert next_step([*two, wider], range(1, 9), TARGET) == Step(phase="settle", depth=4, lowest=3)
     # What is not planned does not count, and the heads begin with the first planned depth.
-    assert next_step([ended("expand", 2, (923, 900))], (2, 4, 6, 8), TARGET) == Step(phase="expand", depth=4)
+    assert next_step([ended("expand", 3, (923, 923, 900))], (3, 4, 6, 8), TARGET) == Step(phase="expand", depth=4)
     planned = [ended("expand", 2, (0, 0)), ended("expand", 6, (0, 0, 0, 0, 0, 930))]
     assert next_step(planned, (2, 5, 6, 9, 12, 15), TARGET) == Step(phase="settle", depth=6, lowest=5)
     # Where growing began deeper, so do the depths that were passed over.
@@ -368,6 +378,9 @@ def test_a_depth_that_falls_short_by_little_goes_on_before_the_deepest_network_i
     twice = [ended("expand", 2, (900, 930)), ended("settle", 2, (900, 948)), ended("settle", 4, (948, 949))]
     assert next_step(twice, range(1, 9), TARGET) == deeper
     assert next_step([*twice, ended("settle", 8, (940, 949, 948, 948))], range(1, 9), TARGET) is None
+    # That of the first depth does not count: it was trained to say what training brings.
+    first = [ended("expand", 1, (800,)), ended("settle", 1, (900,))]
+    assert next_step([*first, grown, ended("settle", 4, (900, 948))], range(1, 9), TARGET) == close
     lifted = [*missed[:2], ended("refine", 4, (950,), REACHED)]
     assert next_step(lifted, range(1, 9), TARGET) is None
     result = expand_result(lifted, range(1, 9), TARGET)

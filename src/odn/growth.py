@@ -10,6 +10,7 @@ from odn.stopping import has_begun, newest_stage, scores_by_depth
 
 # Refining left 0.91 to 0.99 times the odds of an error, twice the blocks 0.80 to 0.95 times (docs/log.md).
 _CLOSE, _NEXT = 1.05, 1.1
+_TELLING = 4  # a network of a quarter of all blocks costs little
 
 
 def near(records: Sequence[EpochRecord], depths: Sequence[int], config: ExpandConfig) -> bool:
@@ -24,17 +25,24 @@ def near(records: Sequence[EpochRecord], depths: Sequence[int], config: ExpandCo
         config: target, and how far from it is near.
 
     Returns:
-        True when its best depth makes at most ``config.reach`` times as many errors per correct answer as the target
-        allows: what annealing brings is much the same for easy data as for difficult ones then. Where a network before
-        it was trained to its end, what that brought counts, if it was less.
+        True when its best depth makes at most as many times the errors per correct answer that the target allows as
+        training to the end has taken from the networks before it, from the one that gained least; ``config.reach``
+        times where none was trained. The first planned depth is near whatever it makes, unless it is more than a
+        quarter of the deepest: it costs least, and what it gains tells of these data what no constant could.
     """
     *before, now = _networks(records)
-    reach = config.reach
-    for network in before:
-        ended = [r for r in records if (r.phase, r.depth) == ("settle", network.depth)]
-        if ended:
-            reach = min(reach, _odds(_best([network], depths)) / _odds(_best(ended, depths)))
-    return _odds(_best([now], depths)) <= reach * _odds(config.target_accuracy)
+    gains = [gain for network in before if (gain := _gain(records, network, depths)) is not None]
+    if not before and now.depth == depths[0] and _TELLING * now.depth <= depths[-1]:
+        return True
+    return _odds(_best([now], depths)) <= min(gains, default=config.reach) * _odds(config.target_accuracy)
+
+
+def _gain(records: Sequence[EpochRecord], network: EpochRecord, depths: Sequence[int]) -> float | None:
+    """Say what share of its errors per correct answer training a network to its end took; None where it learnt none."""
+    ended = [r for r in records if (r.phase, r.depth) == ("settle", network.depth)]
+    if not ended or not has_begun(ended):
+        return None
+    return _odds(_best([network], depths)) / _odds(_best(ended, depths))
 
 
 def refined_next(

@@ -104,8 +104,9 @@ def next_step(
         stages, found = ended_stages(records), expand_result(records, depths, config)
         # Before the deepest network others are cheap, and say more of which depth is right. Where two networks fell
         # short the curve is so flat that refining seldom helps, and one more in vain makes the search dear.
-        in_vain = len({record.depth for record in records if record.phase == "settle"})
-        if found.reached or (deeper in (None, depths[-1]) and in_vain == 1):
+        # The first depth is trained to say what training brings, not because it would do.
+        in_vain = {record.depth for record in records if record.phase == "settle"} - {depths[0]}
+        if found.reached or (deeper in (None, depths[-1]) and len(in_vain) <= 1):
             chosen = found.depth if found.reached else None
             refined = refined_next(stages, depths, goal, chosen=chosen, guest=_guest(stages[0][-1]))
             if refined is not None:
