@@ -47,11 +47,9 @@ SEARCH_CODE = (
     "extraction.py",
     "supervision.py",
 )
-# Code, and earlier code of which rows are kept because its searches take the same steps. What 5bac4719 did otherwise is
-# met only where three depths or more were trained together, what ee2082f8 did only where two networks or more missed
-# the target; no row of these is kept. All three evaluated fine-tuning after its last epoch alone, so that it could not
-# confirm a target that the search had missed: such rows tell of a miss.
-SAME_SEARCH = {"08778a0a": ("44f30077", "ee2082f8", "5bac4719")}
+# Code, and earlier code of which rows are kept because its searches take the same steps. What eccbe16d did otherwise is
+# met only without a target, and no such row is kept.
+SAME_SEARCH = {"3fa59ec8": ("eccbe16d",)}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from conftest import tiny_data
+from odn.backbones import Origin
 from odn.checkpoint import Checkpoints
 from odn.config import ExpandConfig, FinetuneConfig, TrainConfig
 from odn.engine import finish, train_epochs
@@ -82,10 +83,11 @@ def test_a_network_that_has_learnt_nothing_is_told_and_given_its_budget(caplog):
     assert not caplog.text
 
 
-def test_of_depths_trained_to_their_end_the_best_epoch_of_each_is_kept_and_of_grown_networks_the_last():
+def test_of_depths_trained_to_their_end_the_best_epoch_of_each_is_kept_and_of_grown_networks_the_last(monkeypatch):
     from odn.evaluation import evaluate
 
-    config = dataclasses.replace(UNREACHABLE, depths=(1, 2, 3, 4), epochs_per_depth=1, settle_epochs=3, reach=1.0)
+    monkeypatch.setattr("odn.search.near", lambda *_: False)
+    config = dataclasses.replace(UNREACHABLE, depths=(1, 2, 3, 4), epochs_per_depth=1, settle_epochs=3)
     checkpoints, grown = Checkpoints("expand"), network()
     epochs = expand_epochs(
         grown, DATA.train, DATA.valid, config=config, training=TRAINING, checkpoints=checkpoints, seed=7
@@ -218,7 +220,7 @@ def test_growing_starts_from_the_judged_function_where_shapes_allow(depth, same_
         expand(network(), DATA.train, DATA.valid, config=UNREACHABLE, training=TRAINING).records[:1]
     )
     checkpoints.records[0] = dataclasses.replace(checkpoints.records[0], depth=depth - 1)
-    new = _stage_for(Step(phase="expand", depth=depth), grown, TRAINING, DATA.train, stage, checkpoints)
+    new = _stage_for(Step(phase="expand", depth=depth), grown, TRAINING, DATA.train, stage, checkpoints, anew=True)
     assert new.network.depth == depth
     logits = new.network.eval()(x)
     assert all(torch.equal(*pair) for pair in zip(logits[:-1], judged, strict=True))
@@ -238,14 +240,34 @@ def test_without_a_target_the_shallowest_depth_near_the_best_is_kept():
     config = ExpandConfig(epochs_per_depth=2, settle_epochs=3)
     result = expand(network(), DATA.train, DATA.valid, config=config, training=FAST)
     assert result.reached
-    ended = [record for record in result.records if record.phase == "settle"]
-    assert len({record.depth for record in ended}) == 1
-    best = {
-        depth: max(scores) for depth, scores in enumerate(zip(*(r.scores for r in ended), strict=True), ended[0].lowest)
-    }
-    assert result.target_accuracy == pytest.approx(max(best.values()) - 0.002)
-    assert result.depth == min(depth for depth, score in best.items() if score >= result.target_accuracy)
-    assert result.valid_score == best[result.depth]
+    settled = [one for record in result.records if record.phase == "settle" for one in record.by_depth()]
+    best = max(one.valid_score for one in settled)
+    assert result.target_accuracy == pytest.approx(best - 0.002)
+    ended = [one for record in result.records for one in record.by_depth()]
+    assert {record.phase for record in ended} <= {"settle", "refine"}
+    assert result.depth == min(one.depth for one in ended if one.valid_score >= result.target_accuracy)
+    assert result.valid_score == max(one.valid_score for one in ended if one.depth == result.depth)
+
+
+@pytest.mark.parametrize("trained", [False, True])
+def test_without_a_target_every_network_begins_from_the_weights_that_expansion_began_with(monkeypatch, trained):
+    starts = {}
+
+    def watched(stage, *arguments, **options):
+        if options["phase"] == "settle":
+            starts[stage.network.depth] = state(stage.network)
+        return train_epochs(stage, *arguments, **options)
+
+    monkeypatch.setattr("odn.durable.train_epochs", watched)
+    monkeypatch.setattr("odn.search.gains_are_over", lambda *_: False)
+    before = network(3)
+    if trained:
+        before.origin = Origin(blocks=9, source="x", sha256="")
+    config = dataclasses.replace(BRIEF, target_accuracy=0.0, probe_images=0)
+    weights = {depth: state(before.trunk(depth, lowest)) for depth, lowest in ((1, 1), (2, 2), (4, 3), (9, 5))}
+    expand(before, DATA.train, DATA.valid, config=config, training=TRAINING)
+    assert starts.keys() == weights.keys()
+    assert all(same(starts[depth], weights[depth]) for depth in weights)
 
 
 @pytest.mark.parametrize("target", [0.0, 99.0])
@@ -311,23 +333,22 @@ def test_what_is_under_way_keeps_the_length_that_it_began_with(tmp_path, stop_af
 
 
 @pytest.mark.parametrize("stop_after", [1, 2, 5, 8, 9, 11, 15])
-@pytest.mark.parametrize(("target", "reach", "most"), [(0.9999, 1e6, 15), (0.9999, 1.0, 11), (0.0, 1e6, 9)])
+@pytest.mark.parametrize(("target", "reach", "most"), [(0.9999, 1e6, 15), (0.9999, 1.0, 11), (0.0, 1e6, 15)])
 def test_an_expansion_resumed_while_depths_are_trained_to_their_end_ends_as_an_uninterrupted_one(
     tmp_path, stop_after, target, reach, most
 ):
-    # Depth 2 falls short, the network grows from what it was before. Without a target there is one such training.
+    # Depth 3 falls short, the network grows from what it was before. Without a target nothing grows.
     config = dataclasses.replace(
-        BRIEF, depths=(2, 4, 6, 8), target_accuracy=target, confidence=0.999999, confirmations=2, reach=reach
+        BRIEF, depths=(3, 4, 6, 8), target_accuracy=target, confidence=0.999999, confirmations=2, reach=reach
     )
     path = check_resuming(config, TRAINING, min(stop_after, most), tmp_path)
     if reach == 1.0:
-        assert path[:-1] == [("expand", 2), ("expand", 4), ("settle", 8)]
+        assert path[:-1] == [("expand", 3), ("expand", 4), ("settle", 8)]
         assert path[-1][0] == "refine"
     elif target:
-        assert path == [("expand", 2), ("settle", 2), ("expand", 4), ("settle", 8)]
+        assert path == [("expand", 3), ("settle", 3), ("expand", 4), ("settle", 8), ("refine", 8)]
     else:
-        assert path[-1][0] == "settle"
-        assert [phase for phase, _ in path].count("settle") == 1
+        assert path == [("settle", 3), ("settle", 4), ("settle", 8)]
 
 
 def test_a_run_begun_anew_forgets_the_weights_that_the_one_before_began_with(tmp_path):

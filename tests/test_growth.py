@@ -3,7 +3,7 @@ import dataclasses
 import pytest
 
 from odn.config import ExpandConfig
-from odn.growth import growth_is_over, knee_of, near, settle_target
+from odn.growth import gains_are_over, near, settle_target
 from odn.records import EpochRecord, StopReason
 from test_stopping import records, together
 
@@ -75,47 +75,50 @@ def test_a_network_that_explains_less_than_a_constant_is_not_near():
     assert near([*grown((1000,)), band(1, 1000), *perfect], (1,), ExpandConfig(target_accuracy=1.0))
 
 
-def test_growth_is_over_when_two_networks_in_a_row_gained_less_than_a_standard_error():
-    rising = grown((850,), (850, 900), (850, 900, 900, 901))
-    assert not growth_is_over(rising, DOUBLED)
-    flat = [*rising, *grown((850, 900, 900, 901, 0, 0, 0, 905))]
-    assert growth_is_over(flat, DOUBLED)
+def test_gains_are_over_when_two_networks_in_a_row_gained_less_than_a_standard_error():
+    rising = [band(1, 850), band(2, 900), band(4, 900, 901)]
+    assert not gains_are_over(rising, DOUBLED, AUTO)
+    flat = [*rising, band(8, 0, 0, 0, 905)]
+    assert gains_are_over(flat, DOUBLED, AUTO)
     # A gain of more than a standard error (0.0095 at 0.9 of 1000) starts the count anew.
-    assert not growth_is_over([*rising, *grown((0, 0, 0, 0, 0, 0, 0, 912))], DOUBLED)
-    assert growth_is_over(rising, (1, 2, 4))
-    assert not growth_is_over(together((900,)), (1,))
+    assert not gains_are_over([*rising, band(8, 0, 0, 0, 912)], DOUBLED, AUTO)
+    assert gains_are_over(rising, (1, 2, 4), AUTO)
+    # The best of a network's epochs counts.
+    assert not gains_are_over([*rising[:2], band(4, 900, 912, stop=None), *flat[2:]], DOUBLED, AUTO)
+    assert not gains_are_over([*rising, band(8, 0, 0, 0, 905, stop=None)], DOUBLED, AUTO)
+    assert gains_are_over([*flat, dataclasses.replace(band(3, 900), phase="refine")], DOUBLED, AUTO)
+    assert not gains_are_over(grown((850,), (850, 850), (850, 850, 850, 850)), DOUBLED, AUTO)
 
 
-def test_networks_that_have_learnt_nothing_make_no_knee():
-    flat = grown((500,), (500, 500), (500, 500, 500, 501))
-    assert growth_is_over(flat, DOUBLED)
+def test_without_training_to_the_end_gains_of_growing_count():
+    believed = dataclasses.replace(AUTO, settle_epochs=0)
+    rising = grown((850,), (850, 900), (850, 900, 900, 901))
+    assert not gains_are_over(rising, DOUBLED, believed)
+    assert gains_are_over([*rising, *grown((850, 900, 900, 901, 0, 0, 0, 905))], DOUBLED, believed)
+    assert gains_are_over(rising, (1, 2, 4), believed)
+    assert not gains_are_over(together((900,)), (1,), believed)
+
+
+def test_networks_that_have_learnt_nothing_end_no_search():
+    flat = [band(1, 500), band(2, 500), band(4, 500, 501)]
+    assert gains_are_over(flat, DOUBLED, AUTO)
     stuck = [dataclasses.replace(record, trivial_score=0.5) for record in flat]
-    assert not growth_is_over(stuck, DOUBLED)
-    assert growth_is_over(stuck, (1, 2, 4))  # nothing deeper is planned
-
-
-def test_up_to_the_knee_growing_gained():
-    assert knee_of(grown((850,)), DOUBLED) == 0
-    rising = grown((850,), (850, 900), (850, 900, 900, 901), (850, 900, 900, 901, 0, 0, 0, 905))
-    assert knee_of(rising, DOUBLED) == 1
-    assert knee_of(rising[:1] + rising[2:], DOUBLED) == 1
-    later = [*rising, *grown((925,) * 16)]
-    assert knee_of(later, DOUBLED) == 8
-    # Networks that have learnt nothing say nothing about those after them.
-    stuck = [dataclasses.replace(r, trivial_score=0.5) for r in grown((500,), (500, 501), (500, 501, 502, 503))]
-    assert knee_of(stuck, DOUBLED) == 2
+    assert not gains_are_over(stuck, DOUBLED, AUTO)
+    assert gains_are_over(stuck, (1, 2, 4), AUTO)  # nothing deeper is planned
 
 
 def test_an_automatic_target_is_a_little_less_than_what_the_best_depth_reached():
-    found = grown((850,), (850, 900))
-    assert settle_target([], (1, 2), AUTO) == settle_target(found, (1, 2), AUTO) == AUTO
-    assert settle_target([*found, band(2, 910, 920, stop=None)], (1, 2), AUTO) == AUTO
-    ended = [*found, band(2, 911, 915, stop=None), band(2, 910, 912)]
+    assert settle_target([], (1, 2), AUTO) == AUTO
+    first = band(1, 850)
+    assert settle_target([first], (1, 2), AUTO) == settle_target([first, band(2, 920, stop=None)], (1, 2), AUTO) == AUTO
+    ended = [first, band(2, 915, stop=None), band(2, 912)]
     assert settle_target(ended, (1, 2), AUTO).target_accuracy == pytest.approx(0.913)
-    assert settle_target(ended, (1,), AUTO).target_accuracy == pytest.approx(0.909)
-    tuned = dataclasses.replace(records([999])[0], phase="finetune")  # what comes later changes nothing
-    assert settle_target([*ended, tuned], (1, 2), AUTO).target_accuracy == pytest.approx(0.913)
+    assert settle_target([band(1, 930), *ended[1:]], (1, 2), AUTO).target_accuracy == pytest.approx(0.928)
+    # What comes later changes nothing.
+    later = [dataclasses.replace(records([999])[0], phase=phase) for phase in ("refine", "finetune")]
+    assert settle_target([*ended, *later], (1, 2), AUTO).target_accuracy == pytest.approx(0.913)
     believed = dataclasses.replace(AUTO, settle_epochs=0)
+    found = grown((850,), (850, 900))
     assert settle_target(found, (1, 2), believed).target_accuracy == pytest.approx(0.898)
     assert settle_target(found, (1, 2, 4), believed) == believed  # it still grows
 

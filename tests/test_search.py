@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 
 from odn.config import ExpandConfig, FinetuneConfig
 from odn.errors import UsageError
+from odn.growth import settle_target
 from odn.outcome import expand_result, finetuning_of, kept_by_depth
 from odn.records import EpochRecord, StopReason
 from odn.search import Step, next_step, next_trunk, plan_depths
@@ -190,14 +191,9 @@ def test_depths_that_nearly_hold_go_on_by_bisection_where_a_deeper_one_holds():
     scores = ((900, 900, 947, 951, 952), (900, 900, 947, 946, 953))
     unsure = [grown, *(ended("settle", 9, row, stop) for row, stop in zip(scores, (None, REACHED), strict=True))]
     assert next_step(unsure, plan, twice) == refine(8)
-    # Without a target, what the best reached less 0.002 is asked of it.
+    # Without a target all are compared as they are.
     auto = dataclasses.replace(TARGET, target_accuracy=0.0)
-    flat = [ended("expand", depth, (930,) * depth) for depth in (1, 2, 4)]
-    known = [*flat, ended("settle", 4, (940, 949, 950, 952))]
-    assert next_step(known, range(1, 5), auto) == refine(2)
-    for score, depth in ((951, 2), (949, 3)):
-        result = expand_result([*known, ended("refine", 2, (score,))], range(1, 5), auto)
-        assert (result.depth, result.target_accuracy) == (depth, pytest.approx(0.95))
+    assert next_step([ended("settle", 4, (940, 949, 950, 952))], range(1, 5), auto) is None
 
 
 def test_what_one_network_gained_by_being_trained_to_its_end_is_expected_of_others():
@@ -259,7 +255,8 @@ def test_every_search_ends_and_believes_no_depth_that_was_not_trained_to_its_end
         record = ended(step.phase, step.depth, tuple(round(1000 - left[d] * errors[d - 1]) for d in trained), None)
         assert record.lowest == step.lowest
         if step.phase == "refine":
-            settled = next(r for r in reversed(history) if r.phase != "refine")
+            networks = [r for r in history if r.phase == "settle"]
+            settled = next(r for r in reversed(networks) if r.lowest <= step.depth <= r.depth)
             assert settled.phase == "settle"
             assert settled.lowest <= step.depth <= settled.depth
             again = [(r.phase, r.depth) for r in history[history.index(settled) :]]
@@ -273,6 +270,7 @@ def test_every_search_ends_and_believes_no_depth_that_was_not_trained_to_its_end
         history.append(dataclasses.replace(record, stop=stop or BUDGET))
     assert history[0].depth == first
     assert len(history) <= 3 * (blocks.bit_length() + 1)
+    assert not automatic or all(record.phase != "expand" for record in history)
     result = expand_result(history, plan, config)
     ends = {one.depth: one.valid_score for r in history if r.phase == "settle" for one in r.by_depth()}
     wanted = config.target_accuracy or max(ends.values()) - config.within
@@ -285,24 +283,43 @@ def test_every_search_ends_and_believes_no_depth_that_was_not_trained_to_its_end
         assert max(ends) == blocks
 
 
-def test_without_a_target_growth_ends_at_the_knee_and_the_shallowest_near_the_best_is_taken():
-    auto = dataclasses.replace(TARGET, target_accuracy=0.0, within=0.002)
-    flat = [ended("expand", 1, (900,)), ended("expand", 2, (900, 940))]
-    assert next_step(flat, range(1, 65), auto) == Step(phase="expand", depth=4)
-    flat.append(ended("expand", 4, (900, 940, 940, 941)))
-    assert next_step(flat, range(1, 65), auto) == Step(phase="expand", depth=8)
-    flat.append(ended("expand", 8, (900, 940, 940, 941, 942, 941, 941, 940)))
-    # The network of two was the last to gain: what is deeper than the one before it is compared.
-    assert next_step(flat, range(1, 65), auto) == Step(phase="settle", depth=8, lowest=2)
-    settled = [*flat, ended("settle", 8, (944, 950, 951, 952, 951, 951, 951))]
-    assert next_step(settled, range(1, 65), auto) is None
-    result = expand_result(settled, range(1, 65), auto)
-    assert (result.depth, result.reached, result.valid_score, result.target_accuracy) == (3, True, 0.95, 0.95)
-    assert expand_result(settled, (1, 2, 4, 8, 16, 32, 64), auto).depth == 4
-    # Where the plan ends before the knee, the deepest network needs no look.
-    rising = [ended("expand", 1, (900,)), ended("expand", 2, (900, 940)), ended("expand", 4, (900, 940, 940, 970))]
-    assert next_step(rising, range(1, 10), auto) == Step(phase="settle", depth=9, lowest=3)
-    assert next_step(rising[:2], (1, 2, 4), auto) == Step(phase="settle", depth=4, lowest=2)
+def test_without_a_target_networks_are_trained_to_their_end_for_as_long_as_they_gain():
+    auto, plan = dataclasses.replace(TARGET, target_accuracy=0.0, within=0.002), range(1, 65)
+    assert next_step([], plan, auto) == Step(phase="settle", depth=1, lowest=1)
+    assert next_step([], plan, auto, first=4) == Step(phase="settle", depth=4, lowest=1)
+    flat = [ended("settle", 1, (900,)), ended("settle", 2, (940,))]
+    assert next_step(flat, plan, auto) == Step(phase="settle", depth=4, lowest=3)
+    flat.append(ended("settle", 4, (930, 941)))
+    assert next_step(flat, plan, auto) == Step(phase="settle", depth=8, lowest=5)
+    flat.append(ended("settle", 8, (942, 941, 941, 940)))
+    assert next_step(flat, plan, auto) is None
+    result = expand_result(flat, plan, auto)
+    assert (result.depth, result.reached, result.valid_score, result.target_accuracy) == (2, True, 0.94, 0.94)
+    # Where the plan ends before the gains do, the deepest network is the last.
+    rising = [ended("settle", 1, (900,)), ended("settle", 2, (940,)), ended("settle", 4, (950, 970))]
+    assert next_step(rising, range(1, 10), auto) == Step(phase="settle", depth=9, lowest=5)
+    deepest = ended("settle", 9, (988, 991, 990, 989, 992))
+    assert next_step([*rising, deepest], range(1, 10), auto) is None
+    assert expand_result([*rising, deepest], range(1, 10), auto).depth == 6
+
+
+def test_without_a_target_the_other_of_two_depths_goes_on_where_the_deeper_one_is_kept():
+    auto, plan = dataclasses.replace(TARGET, target_accuracy=0.0, within=0.002), range(1, 5)
+    found = [ended("settle", 1, (900,)), ended("settle", 2, (940,)), ended("settle", 4, (930, 960))]
+    assert next_step(found, plan, auto) == Step(phase="refine", depth=3, lowest=3)
+    assert expand_result(found, plan, auto).depth == 4
+    for score, kept in ((958, 3), (957, 4), (990, 3)):  # the target is not raised by it
+        after = [*found, ended("refine", 3, (score,))]
+        assert next_step(after, plan, auto) is None
+        assert (expand_result(after, plan, auto).depth, settle_target(after, plan, auto).target_accuracy) == (
+            kept,
+            0.958,
+        )
+    # Also where deeper ones were trained since, and not where a shallower network holds.
+    deeper = [*found, ended("settle", 8, (960, 961, 960, 961))]
+    assert next_step(deeper, range(1, 9), auto) == Step(phase="refine", depth=3, lowest=3)
+    assert next_step([found[0], ended("settle", 2, (959,)), found[2]], plan, auto) is None
+    assert next_step([*found, ended("settle", 8, (960, 965, 960, 961))], range(1, 9), auto) is None
 
 
 def test_numbers_that_nothing_explains_make_no_target():
@@ -313,7 +330,7 @@ def test_numbers_that_nothing_explains_make_no_target():
         one = dataclasses.replace(ended(phase, depth, (0,)), metric="r2", valid_score=scores[-1])
         return dataclasses.replace(one, scores=scores, errors=(0.01,) * len(scores))
 
-    history = [of_numbers("expand", 1, -0.6), of_numbers("settle", 2, -0.02, -0.01)]
+    history = [of_numbers("settle", 2, -0.02, -0.01)]
     assert next_step(history, plan, config) is None
     result = expand_result(history, plan, config)
     assert (result.reached, result.target_accuracy) == (False, 0.0)

@@ -99,7 +99,9 @@ def expand_epochs(
     depths = plan_depths(config, network.max_depth)
     start = _started(network, train, valid, depths, config, training, seed, checkpoints)
     first = first_depth(start, depths, config)
-    if start is None and (checkpoints.position is None or not checkpoints.holds(_FRESH)):
+    # With a target, networks of trained weights go on from what they have grown to.
+    anew = start is None or not config.target_accuracy
+    if anew and (checkpoints.position is None or not checkpoints.holds(_FRESH)):
         checkpoints.keep(_FRESH, network)
     stage: Stage | None = None
     position = checkpoints.position
@@ -108,7 +110,7 @@ def expand_epochs(
         checkpoints.restore(stage)
     while (step := next_step(records, depths, config, first)) is not None:
         if stage is None or position is None or (position.phase, position.depth) != (step.phase, step.depth):
-            stage = _stage_for(step, network, training, train, stage, checkpoints)
+            stage = _stage_for(step, network, training, train, stage, checkpoints, anew=anew)
             checkpoints.save(step.phase, Progress(), stage)
         position = checkpoints.position
         yield from _step_epochs(
@@ -258,16 +260,18 @@ def _stage_for(
     train: Split,
     stage: Stage | None,
     checkpoints: Checkpoints,
+    *,
+    anew: bool,
 ) -> Stage:
-    grown = [record.depth for record in checkpoints.records if record.phase == "expand"]
     if step.phase == "refine":
         checkpoints.take(kept_name(step.phase, step.depth), network.prefix(step.depth))
         return _stage(network, step, training, train)
-    if stage is None or not grown:
+    if stage is None:
         return _stage(network, step, training, train)
-    if step.phase == "settle" and checkpoints.start is None:
+    if step.phase == "settle" and anew:
         checkpoints.take(_FRESH, network)
         return _stage(network, step, training, train)
+    grown = [record.depth for record in checkpoints.records if record.phase == "expand"]
     previous = None
     if checkpoints.records[-1].phase == "expand":
         stage.settle()  # training goes on from the averaged weights

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from itertools import groupby
 
 from odn.config import ExpandConfig
-from odn.records import ENDING_PHASES, EpochRecord
-from odn.stopping import has_begun, newest_stage, scores_by_depth
+from odn.records import EpochRecord, Phase
+from odn.stopping import has_begun, scores_by_depth
 
 # Refining left 0.91 to 0.99 times the odds of an error, twice the blocks 0.80 to 0.95 times (docs/log.md).
 _CLOSE, _NEXT = 1.05, 1.1
@@ -32,17 +32,18 @@ def near(records: Sequence[EpochRecord], depths: Sequence[int], config: ExpandCo
     """
     *before, now = _networks(records)
     gains = [gain for network in before if (gain := _gain(records, network, depths)) is not None]
-    if not before and now.depth == depths[0] and _TELLING * now.depth <= depths[-1]:
+    depth = now[-1].depth
+    if not before and depth == depths[0] and _TELLING * depth <= depths[-1]:
         return True
-    return _odds(_best([now], depths)) <= min(gains, default=config.reach) * _odds(config.target_accuracy)
+    return _odds(_best(now, depths)) <= min(gains, default=config.reach) * _odds(config.target_accuracy)
 
 
-def _gain(records: Sequence[EpochRecord], network: EpochRecord, depths: Sequence[int]) -> float | None:
-    """Say what share of its errors per correct answer training a network to its end took; None where it learnt none."""
-    ended = [r for r in records if (r.phase, r.depth) == ("settle", network.depth)]
+def _gain(records: Sequence[EpochRecord], grown: Sequence[EpochRecord], depths: Sequence[int]) -> float | None:
+    """Divide the odds of an error after growing by those at the end of training; None where that taught nothing."""
+    ended = [record for record in records if (record.phase, record.depth) == ("settle", grown[-1].depth)]
     if not ended or not has_begun(ended):
         return None
-    return _odds(_best([network], depths)) / _odds(_best(ended, depths))
+    return _odds(_best(grown, depths)) / _odds(_best(ended, depths))
 
 
 def refined_next(
@@ -110,10 +111,11 @@ def _score(record: EpochRecord) -> float:
     return record.valid_score
 
 
-def _networks(records: Sequence[EpochRecord]) -> list[EpochRecord]:
-    """Take the last epoch of every network that was grown."""
-    growing = [record for record in records if record.phase == "expand"]
-    return [list(group)[-1] for _, group in groupby(growing, key=lambda record: record.depth)]
+def _networks(records: Sequence[EpochRecord], phase: Phase = "expand") -> list[list[EpochRecord]]:
+    """Take the epochs that speak for every network in one phase: of growing the last, else all of them."""
+    own = [record for record in records if record.phase == phase]
+    stages = [list(group) for _, group in groupby(own, key=lambda record: record.depth)]
+    return [stage[-1:] for stage in stages] if phase == "expand" else stages
 
 
 def _odds(score: float) -> float:
@@ -121,52 +123,32 @@ def _odds(score: float) -> float:
     return (1 - score) / max(score, 1e-9) if score < 1 else 1e-9  # R² may lie below 0
 
 
-def growth_is_over(records: Sequence[EpochRecord], depths: Sequence[int]) -> bool:
-    """Tell whether growing has shown what the data give, for an automatic target.
+def gains_are_over(records: Sequence[EpochRecord], depths: Sequence[int], config: ExpandConfig) -> bool:
+    """Tell whether networks have shown what the data give, for an automatic target.
 
-    It has when the last two networks each gained less than one standard error over the best before them, which had
-    learnt something, or when nothing deeper is planned.
+    They have when the last two each gained less than one standard error over the best before them, which had learnt
+    something, or when nothing deeper is planned. Networks count once they were trained to their end; without
+    ``settle_epochs`` as they ended growing.
 
     Args:
         records: of the expansion, oldest first.
         depths: the plan, ascending.
+        config: whether networks are trained to their end.
 
     Returns:
-        Whether it is over.
+        Whether it is over; not while one is under way.
     """
-    networks = _networks(records)
-    if networks[-1].stop is None:
+    networks = _networks(records, "settle" if config.settle_epochs else "expand")
+    if not networks or networks[-1][-1].stop is None:
         return False
-    _, idle = _knee(networks, depths)
-    return idle >= 2 or networks[-1].depth == depths[-1]
-
-
-def knee_of(records: Sequence[EpochRecord], depths: Sequence[int]) -> int:
-    """Say up to which depth growing gained for certain, for an automatic target.
-
-    Args:
-        records: of the expansion, oldest first.
-        depths: the plan, ascending.
-
-    Returns:
-        The depth of the network before the last one that gained a standard error or more; 0 where that was the first.
-    """
-    networks = _networks(records)
-    best, _ = _knee(networks, depths)
-    return networks[best - 1].depth if best > 0 else 0
-
-
-def _knee(networks: Sequence[EpochRecord], depths: Sequence[int]) -> tuple[int, int]:
-    """Return the number of the last network that gained, and how many after it did not."""
     best: EpochRecord | None = None
-    last = idle = 0
-    for number, network in enumerate(networks):
-        top = max(scores_by_depth(network, depths).values(), key=_score)
+    idle = 0
+    for network in networks:
+        top = max((one for epoch in network for one in scores_by_depth(epoch, depths).values()), key=_score)
         if best is not None:
-            flat = top.valid_score - best.valid_score < best.valid_error and has_begun([best])
-            last, idle = (last, idle + 1) if flat else (number, 0)
+            idle = idle + 1 if top.valid_score - best.valid_score < best.valid_error and has_begun([best]) else 0
         best = top if best is None else max(best, top, key=_score)
-    return last, idle
+    return idle >= 2 or networks[-1][-1].depth == depths[-1]
 
 
 def settle_target(records: Sequence[EpochRecord], depths: Sequence[int], config: ExpandConfig) -> ExpandConfig:
@@ -184,14 +166,8 @@ def settle_target(records: Sequence[EpochRecord], depths: Sequence[int], config:
         above that of one answer for every sample.
     """
     expansion = [record for record in records if record.verb == "expand"]
-    if config.target_accuracy or not expansion or expansion[-1].stop is None:
-        return config
-    last = expansion[-1]
-    settles = last.phase in ENDING_PHASES
-    if config.settle_epochs and not settles:
-        return config
-    if not config.settle_epochs and not growth_is_over(expansion, depths):
+    if config.target_accuracy or not gains_are_over(expansion, depths, config):
         return config
     # What looking back brings comes after the target is known.
-    ended = newest_stage([record for record in expansion if record.phase == "settle"]) if settles else [last]
+    ended = [record for record in expansion if record.phase == "settle"] or expansion[-1:]
     return dataclasses.replace(config, target_accuracy=max(_best(ended, depths) - config.within, 0.0))

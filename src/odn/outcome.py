@@ -85,9 +85,9 @@ def expand_result(records: Sequence[EpochRecord], depths: Sequence[int], config:
     if config.target_accuracy or not config.settle_epochs:
         holding = holding_depths(records, depths, settled)
     else:  # an automatic target was seen on these very scores, so that none has to be confirmed
-        tried = {one.depth for stage in ended_stages(records) for one in stage[-1].by_depth() if one.depth in depths}
+        ended = {one.depth for record in records if record.phase in ENDING_PHASES for one in record.by_depth()}
         target = settled.target_accuracy
-        holding = {depth for depth in tried if target and known[depth].valid_score >= target}
+        holding = {depth for depth in ended & known.keys() if target and known[depth].valid_score >= target}
     chosen = min(holding) if holding else max(known, key=lambda depth: (known[depth].valid_score, -depth))
     return ExpandResult(
         depth=chosen,

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from odn.config import ExpandConfig
 from odn.errors import UsageError
-from odn.growth import deeper_will_do, growth_is_over, knee_of, near, refined_next, settle_target
+from odn.growth import deeper_will_do, gains_are_over, near, refined_next
 from odn.outcome import ended_stages, expand_result, holding_depths
 from odn.records import ENDING_PHASES, EpochRecord, Phase
 
@@ -95,12 +95,10 @@ def next_step(
         return Step(phase=last.phase, depth=last.depth, lowest=last.lowest)
     network = next(record.depth for record in reversed(records) if record.phase != "refine")
     deeper = next_trunk(depths, network)
+    if config.settle_epochs and not config.target_accuracy:
+        return _next_for_the_best(records, depths, config, deeper)
     grow = _attach(deeper, records, depths, config) if deeper is not None else None
-    automatic = not config.target_accuracy
     if last.phase in ENDING_PHASES:
-        goal = settle_target(records, depths, config)
-        if not goal.target_accuracy:  # nothing explains anything
-            return None
         stages, found = ended_stages(records), expand_result(records, depths, config)
         # Before the deepest network others are cheap, and say more of which depth is right. Where two networks fell
         # short the curve is so flat that refining seldom helps, and one more in vain makes the search dear.
@@ -108,31 +106,43 @@ def next_step(
         in_vain = {record.depth for record in records if record.phase == "settle"} - {depths[0]}
         if found.reached or (deeper in (None, depths[-1]) and len(in_vain) <= 1):
             chosen = found.depth if found.reached else None
-            refined = refined_next(stages, depths, goal, chosen=chosen, guest=_guest(stages[0][-1]))
+            refined = refined_next(stages, depths, config, chosen=chosen, guest=_guest(stages[0][-1]))
             if refined is not None:
                 return Step(phase="refine", depth=refined, lowest=refined)
         if found.reached or deeper is None:
             return None
-        return _settle(deeper, records, depths, config) if deeper_will_do(stages[0], depths, goal) else grow
+        return _settle(deeper, records, depths) if deeper_will_do(stages[0], depths, config) else grow
     if not config.settle_epochs:
-        over = growth_is_over(records, depths) if automatic else bool(holding_depths(records, depths, config))
+        known = bool(config.target_accuracy)
+        over = holding_depths(records, depths, config) if known else gains_are_over(records, depths, config)
         return None if over else grow
-    over = growth_is_over(records, depths) if automatic else near(records, depths, config)
-    return _settle(last.depth, records, depths, config) if over or grow is None else grow
+    return _settle(last.depth, records, depths) if grow is None or near(records, depths, config) else grow
+
+
+def _next_for_the_best(
+    records: Sequence[EpochRecord], depths: Sequence[int], config: ExpandConfig, deeper: int | None
+) -> Step | None:
+    """Say what to train next where there is no target: networks to their end, for as long as they gain."""
+    # Growing would not say when to stop: how much training to the end brings differs from depth to depth.
+    if deeper is not None and not gains_are_over(records, depths, config):
+        return _settle(deeper, records, depths)
+    found = expand_result(records, depths, config)
+    if not found.reached or records[-1].phase == "refine":  # nothing explains anything, or all is done
+        return None
+    guest = next(_guest(r) for r in records if r.phase == "settle" and r.lowest <= found.depth <= r.depth)
+    return Step(phase="refine", depth=guest, lowest=guest) if guest is not None and guest < found.depth else None
 
 
 def _attach(depth: int, records: Sequence[EpochRecord], depths: Sequence[int], config: ExpandConfig) -> Step:
-    """Describe what a network begins with: a look at how near it is, which the deepest does not need."""
-    if depth == depths[-1] and config.settle_epochs:
-        return _settle(depth, records, depths, config)
+    """Describe what a network begins with: a look at how near it is, if there is anything deeper and a target."""
+    if config.settle_epochs and (depth == depths[-1] or not config.target_accuracy):
+        return _settle(depth, records, depths)
     return Step(phase="expand", depth=depth)
 
 
-def _settle(depth: int, records: Sequence[EpochRecord], depths: Sequence[int], config: ExpandConfig) -> Step:
-    """Describe the training of the depths that a network has more than the one before, or than the knee."""
+def _settle(depth: int, records: Sequence[EpochRecord], depths: Sequence[int]) -> Step:
+    """Describe the training of the depths that a network has more than the one before."""
     before = max((record.depth for record in records if record.depth < depth), default=0)
-    if not config.target_accuracy:
-        before = min(before, knee_of(records, depths))
     return Step(phase="settle", depth=depth, lowest=next(one for one in depths if one > before))
 
 

@@ -84,7 +84,7 @@ class ExpandConfig:
 
     Attributes:
         target_accuracy: validation accuracy to reach, a fraction above 0 and at most 1; 0 finds it automatically:
-            what the best depth reaches once growing gains nothing more, less ``within``.
+            what the best depth reaches once deeper networks gain nothing more, less ``within``.
         within: how far below the best accuracy the shallowest network may stay with an automatic target.
         depths: the depths that may be chosen, ascending; empty means every depth from 1 to the full one.
         epochs_per_depth: hard cap on the epochs at a constant learning rate at one depth. 0 means 4, or as many as 500
@@ -93,8 +93,9 @@ class ExpandConfig:
         confidence: when above 0, the lower Wilson bound at this confidence must reach the target, e.g. 0.95.
         patience: a network has converged when so many epochs in a row brought no improvement.
         min_improvement: gains in validation accuracy below this fraction do not count as improvement.
-        reach: a network is near the target when its best depth makes at most so many times as many errors per correct
-            answer as the target allows; of others the depths are not trained to their end, but for the deepest.
+        reach: before any network was trained to its end, one is near the target when its best depth makes at most so
+            many times as many errors per correct answer as the target allows, later when it makes as many times as
+            others gained; of networks that are not near the depths are not trained to their end, but for the deepest.
         settle_epochs: the depths that a network near the target has more than the one before are trained to their end
             over so many epochs; 0 takes them as they are once growing has reached the target.
         probe_images: of a pretrained network, fit the probes on so many training images at most; 0 does not probe.
