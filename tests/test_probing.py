@@ -12,6 +12,7 @@ from torch import nn
 from conftest import tiny_data
 from odn.checkpoint import Checkpoints
 from odn.config import ExpandConfig
+from odn.costs import start_row
 from odn.data import TensorSplit
 from odn.engine import finish
 from odn.errors import OdnError, UsageError
@@ -23,6 +24,7 @@ from odn.probing import fit_linear, probe
 from odn.starting import Probe, Start, first_depth, read_start, write_start
 from test_expansion import FAST, TRAINING, UNREACHABLE, same, state
 from test_network import by_hand
+from test_stopping import records
 
 DATA = tiny_data()
 
@@ -208,6 +210,13 @@ def test_a_start_survives_its_file(tmp_path):
 
 
 # expansion ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_report_says_at_which_depth_training_began():
+    epoch = records([900], depth=2)[0]
+    for phase in ("expand", "settle"):  # without a target nothing is grown
+        assert start_row(started(0.3, 0.5), [dataclasses.replace(epoch, phase=phase)])["first_depth"] == 2
+    assert start_row(started(0.3, 0.5), [dataclasses.replace(epoch, phase="oneshot")])["first_depth"] is None
 
 
 def test_a_random_start_is_not_probed():

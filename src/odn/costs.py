@@ -36,7 +36,7 @@ def start_row(start: Start, records: Sequence[EpochRecord]) -> dict[str, Any]:
         "source": start.source,
         "blocks": start.blocks,
         "probes": [{"depth": probe.depth, "valid_accuracy": probe.valid_accuracy} for probe in start.probes],
-        "first_depth": next((record.depth for record in records if record.phase == "expand"), None),
+        "first_depth": next((record.depth for record in records if record.verb == "expand"), None),
         "images": start.images,
         "seconds": round(start.seconds, 3),
     }
