@@ -39,15 +39,16 @@ def test_near_knows_what_training_to_the_end_brought_before():
     # From 900 to 932 of 1,000 the odds of an error fall to 1 of 1.523; from 970 to 980 it would be 1 of 1.515.
     assert near([before, band(1, 932), now], (1, 2), config)
     assert not near([before, band(1, 931), now], (1, 2), config)
-    assert not near([before, band(1, 931), band(1, 910), now], (1, 2), config)
+    assert near([before, band(1, 932), band(1, 910), now], (1, 2), config)  # the best of its epochs counts
     # The best of its planned depths is what they stand for.
     assert near([*grown((0, 900)), band(2, 0, 932), *grown((0, 0, 970))], (1, 2, 3), config)
     # More than was expected counts as well: from 900 to 960 they fall to 1 of 2.667, from 960 to 980 it would be 2.042.
     assert near([before, band(1, 960), *grown((900, 960))], (1, 2), config)
     assert not near([before, band(1, 940), *grown((900, 960))], (1, 2), config)
-    # The network that gained least counts, and one that learnt nothing gained nothing that tells.
+    # The network that gained most counts, and one that learnt nothing gained nothing that tells.
     second = [*grown((900, 950)), band(2, 0, 960)]
-    assert not near([before, band(1, 960), *second, *grown((900, 950, 960, 960))], (1, 2, 3, 4), config)
+    assert near([before, band(1, 960), *second, *grown((900, 950, 960, 960))], (1, 2, 3, 4), config)
+    assert not near([before, band(1, 940), *second, *grown((900, 950, 960, 960))], (1, 2, 3, 4), config)
     nothing = dataclasses.replace(band(1, 900), trivial_score=0.9)
     assert near([before, nothing, *grown((900, 961))], (1, 2), config)
     assert not near([before, nothing, *grown((900, 960))], (1, 2), config)

@@ -26,16 +26,17 @@ def near(records: Sequence[EpochRecord], depths: Sequence[int], config: ExpandCo
 
     Returns:
         True when its best depth makes at most as many times the errors per correct answer that the target allows as
-        training to the end has taken from the networks before it, from the one that gained least; ``config.reach``
-        times where none was trained. The first planned depth is near whatever it makes, unless it is more than a
-        quarter of the deepest: it costs least, and what it gains tells of these data what no constant could.
+        training to the end has taken from the networks before it, from the one that gained most: a network whose
+        training went badly rules out no other. ``config.reach`` times where none was trained. The first planned depth
+        is near whatever it makes, unless it is more than a quarter of the deepest: it costs least, and what it gains
+        tells of these data what no constant could.
     """
     *before, now = _networks(records)
     gains = [gain for network in before if (gain := _gain(records, network, depths)) is not None]
     depth = now[-1].depth
     if not before and depth == depths[0] and _TELLING * depth <= depths[-1]:
         return True
-    return _odds(_best(now, depths)) <= min(gains, default=config.reach) * _odds(config.target_accuracy)
+    return _odds(_best(now, depths)) <= max(gains, default=config.reach) * _odds(config.target_accuracy)
 
 
 def _gain(records: Sequence[EpochRecord], grown: Sequence[EpochRecord], depths: Sequence[int]) -> float | None:
