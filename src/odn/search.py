@@ -3,7 +3,8 @@
 Networks double until one is near the target. The depths that it has more than the network before are then trained
 together to their end, from fresh weights, each with a head, and the shallowest one that holds the target is kept. Two
 depths would harm each other: there the deeper one is trained, and the other goes on from it. So does a depth that falls
-short by little where a deeper one holds the target or only the deepest network is left. No torch here.
+short by little where a deeper one holds the target or only the deepest network is left. Without a target networks are
+trained to their end in turn until they gain no more. No torch here.
 """
 
 from collections.abc import Sequence
