@@ -1,4 +1,4 @@
-"""When growing is over: near a target that is known, or at the knee where it is not. No torch here."""
+"""How near a network is to its target, which depths are worth refining, and when deeper ones gain no more. No torch."""
 
 import dataclasses
 from collections.abc import Sequence

@@ -93,9 +93,10 @@ class ExpandConfig:
         confidence: when above 0, the lower Wilson bound at this confidence must reach the target, e.g. 0.95.
         patience: a network has converged when so many epochs in a row brought no improvement.
         min_improvement: gains in validation accuracy below this fraction do not count as improvement.
-        reach: before any network was trained to its end, one is near the target when its best depth makes at most so
-            many times as many errors per correct answer as the target allows, later when it makes as many times as
-            others gained; of networks that are not near the depths are not trained to their end, but for the deepest.
+        reach: a network is near the target when its best depth makes at most so many times as many errors per correct
+            answer as the target allows; of others the depths are not trained to their end, but for the deepest. It
+            counts until one was, which says what that brings; the first planned depth is, if it is at most a quarter of
+            the deepest.
         settle_epochs: the depths that a network near the target has more than the one before are trained to their end
             over so many epochs; 0 takes them as they are once growing has reached the target.
         probe_images: of a pretrained network, fit the probes on so many training images at most; 0 does not probe.
