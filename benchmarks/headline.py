@@ -5,6 +5,7 @@ do not lie in ``--data-dir``; with ``--quick`` the same recipe is tried on the s
 """
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -20,7 +21,11 @@ SEEDS = (0, 1, 2)
 JOBS = {
     "mnist": ("mnist", ["--backbone", "resnet18", "--target", "0.993"]),
     "digits": ("digits", []),
-    "fashion-mnist": ("fashion-mnist", ["--train-limit", "10000"]),
+    # The depths of a narrow backbone that have less than 100,000 parameters.
+    "fashion-mnist": (
+        "fashion-mnist",
+        ["--backbone", "cifar_resnet20", "--depths", "1,2,3,4,5,6", "--target", "0.93"],
+    ),
     "cifar10_jpeg": (
         "CIFAR",
         ["--backbone", "cifar_resnet20", "--target", "0.7", "--train-limit", "10000", "--depths", "1,3,5,7,9"],
@@ -29,7 +34,7 @@ JOBS = {
     "svhn": ("svhn", ["--backbone", "resnet34", "--target", "0.9608"]),
 }
 ON_REQUEST = ("svhn",)
-SLOW = ("svhn_sample", "cifar10_jpeg", "fashion-mnist")
+SLOW = ("svhn_sample", "fashion-mnist", "cifar10_jpeg")
 QUICK = {
     "mnist": ["--train-limit", "4000", "--target", "0.97", "--finetune-epochs", "4"],
     "digits": [],
@@ -52,12 +57,13 @@ def run_odn(dataset: str, flags: list[str], seed: int, data_dir: Path, run: Path
         flags: further flags.
         seed: of the run.
         data_dir: of the named datasets.
-        run: the run directory; an interrupted run there is continued, and the time is then not known.
+        run: the run directory; an interrupted run there is continued.
 
     Returns:
-        The figures of one row.
+        The figures of one row; no time of a run that was continued, or that had only some of the cores.
     """
     interrupted = (run / "config.toml").is_file()
+    shared = len(os.sched_getaffinity(0)) < (os.cpu_count() or 1)
     command = [sys.executable, "-m", "odn", "run", dataset, *flags, "--seed", str(seed), "--data-dir", str(data_dir)]
     start = time.perf_counter()
     done = subprocess.run(
@@ -86,7 +92,7 @@ def run_odn(dataset: str, flags: list[str], seed: int, data_dir: Path, run: Path
         "high": small["test_interval"][1],
         "epochs": " ".join(map(str, [*cost["epochs_by_depth"].values(), f"+{cost['finetune_epochs']}"])),
         "cost_vs_full": round(cost["train_macs"] / cost["full_depth_train_macs"], 4),
-        "seconds": None if interrupted else round(seconds, 1),
+        "seconds": None if interrupted or shared else round(seconds, 1),
     }
 
 
@@ -127,9 +133,9 @@ def summarise(rows: list[Row]) -> Row:
         "digits_test_accuracy": over("digits", "test", fmean),
         "digits_seconds": over("digits", "seconds", max),
         "fashion_mnist_test_accuracy_mean": over("fashion-mnist", "test", fmean),
-        "fashion_mnist_parameters": over("fashion-mnist", "parameters", max),
+        "fashion_mnist_parameters_max": over("fashion-mnist", "parameters", max),
         "cifar10_jpeg_test_accuracy_mean": over("cifar10_jpeg", "test", fmean),
-        "cifar10_jpeg_parameters": over("cifar10_jpeg", "parameters", max),
+        "cifar10_jpeg_parameters_max": over("cifar10_jpeg", "parameters", max),
         "svhn_test_accuracy_mean": over("svhn", "test", fmean),
         "svhn_sample_test_accuracy_mean": over("svhn_sample", "test", fmean),
     }
@@ -166,11 +172,13 @@ def publish(cells: Cells) -> None:
     """
     summary = summarise(cells.rows)
     wanted = {
-        "mnist_test_accuracy_mean": ">= 0.9940",
+        "mnist_test_accuracy_mean": ">= 0.9950",
         "mnist_parameters_max": "<= 151,882",
         "mnist_seconds_max": "< 360",
         "digits_test_accuracy": ">= 0.975",
         "digits_seconds": "< 60",
+        "fashion_mnist_test_accuracy_mean": ">= 0.926",
+        "fashion_mnist_parameters_max": "< 100,000",
     }
     bars: list[Row] = [
         {
@@ -189,13 +197,14 @@ def publish(cells: Cells) -> None:
         "`epochs` are those of each depth tried, then of fine-tuning. `cost_vs_full` is the cost "
         "in training MACs relative to 30 epochs of the full depth. `low` and `high` bound the test accuracy (Wilson, "
         "95 %).\n\n"
-        "MNIST and digits use the whole training sets, Fashion-MNIST and CIFAR-10 stratified subsets of 10,000 "
-        "training images, sized for two CPU cores. A dash in `seconds` is a run beside other work or after an "
-        "interruption: its time says nothing. Rows of different commits were found by different searches: that of "
-        "53d06ee doubled depths and bisected back. Seeds that are missing have not been run yet; SVHN as a whole has "
+        "MNIST, Fashion-MNIST and digits use the whole training sets, CIFAR-10 a stratified subset of 10,000 training "
+        "images, sized for two CPU cores. Fashion-MNIST may choose among the depths of a narrow backbone that have "
+        "less than 100,000 parameters. A dash in `seconds` is a run beside other work or after an "
+        "interruption: its time says nothing. Rows of different commits may have been found by different searches. "
+        "Seeds that are missing have not been run yet; SVHN as a whole has "
         "not been measured, `python -m benchmarks.headline svhn` does so where it can be downloaded. "
-        "`settle_epochs` was raised from 15 to 20 after a look at the test accuracies of MNIST (0.9945, 0.9948, 0.9947 "
-        "with 15), which validation data did not ask for: those rows are not independent of it. "
+        "Settings were chosen on validation data but for one: settling had 20 epochs for a while after three runs on "
+        "MNIST with 15 had shown their test accuracies. It has 30 now, for what the yardstick says of other data. "
         "CIFAR-10 is a lossy JPEG re-encoding in another order, so its accuracies cannot be compared to the digit "
         "with published ones. SVHN is a sample of 1,083 images of the "
         "official training set, a fifth of them the test split: its interval is wide, it says nothing of the full "
