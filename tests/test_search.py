@@ -219,7 +219,8 @@ def test_a_network_needs_no_look_where_the_one_before_fell_short_by_little():
     assert next_step(refined, range(1, 9), TARGET) == Step(phase="settle", depth=2, lowest=2)
     # Nobody is nearer than one who reached the target, but not for certain.
     certain = dataclasses.replace(TARGET, confidence=0.95)
-    assert next_step([grown, ended("settle", 2, (900, 955))], range(1, 9), certain) == deeper
+    unsure = [grown, ended("settle", 2, (900, 955)), ended("refine", 2, (955,))]
+    assert next_step(unsure, range(1, 9), certain) == deeper
 
 
 def test_without_training_to_the_end_the_heads_are_believed():
@@ -402,6 +403,21 @@ def test_a_depth_that_falls_short_by_little_goes_on_before_the_deepest_network_i
     assert next_step(lifted, range(1, 9), TARGET) is None
     result = expand_result(lifted, range(1, 9), TARGET)
     assert (result.depth, result.reached, result.valid_score) == (4, True, 0.95)
+
+
+def test_a_depth_that_falls_short_by_next_to_nothing_goes_on_wherever_it_is():
+    # 50 errors for 950 correct answers are allowed; 1.01 times as many are 50.47 for 949.53.
+    for networks in ((1,), (1, 2), (1, 2, 4), (2, 4, 8)):
+        *_, last = history = [ended("settle", depth, (900,) * (depth - depth // 2)) for depth in networks]
+        deeper = next_step(history, range(1, 65), TARGET)
+        short = [dataclasses.replace(last, scores=(*last.scores[1:], score)) for score in (0.9495, 0.9496)]
+        assert next_step([*history[:-1], short[0]], range(1, 65), TARGET).phase != "refine"
+        lifted = [*history[:-1], short[1]]
+        assert next_step(lifted, range(1, 65), TARGET) == Step(phase="refine", depth=last.depth, lowest=last.depth)
+        held = ended("refine", last.depth, (950,), REACHED)
+        assert next_step([*lifted, held], range(1, 65), TARGET) is None
+        missed = next_step([*lifted, ended("refine", last.depth, (949,))], range(1, 65), TARGET)
+        assert (missed.phase, missed.depth, missed.lowest) == ("settle", deeper.depth, last.depth + 1)
 
 
 def test_a_plan_beyond_the_backbone_is_refused():

@@ -9,7 +9,7 @@ from odn.records import EpochRecord, Phase
 from odn.stopping import has_begun, scores_by_depth
 
 # Refining left 0.91 to 0.99 times the odds of an error, twice the blocks 0.80 to 0.95 times (docs/log.md).
-_CLOSE, _NEXT = 1.05, 1.1
+_SURE, _CLOSE, _NEXT = 1.01, 1.05, 1.1
 _TELLING = 4  # a network of a quarter of all blocks costs little
 
 
@@ -54,6 +54,7 @@ def refined_next(
     *,
     chosen: int | None,
     guest: int | None,
+    pays: bool,
 ) -> int | None:
     """Say which of the depths that were trained to their end together may hold the target once it is refined.
 
@@ -63,18 +64,19 @@ def refined_next(
         config: a target that is known.
         chosen: the shallowest depth that holds it; None where none does.
         guest: a depth whose blocks did not learn for it, so that its score says little.
+        pays: whether a depth that may well not hold is worth it; otherwise only one that nearly holds is.
 
     Returns:
         Where none holds, the best one if it makes at most 1.05 times as many errors per correct answer as the target
-        allows and none was refined yet. Where one held from the start, one that is shallower and as close, or the
-        guest: the middle of those that are left, so that the shallowest that holds is found by bisection. Otherwise
-        None.
+        allows, 1.01 times unless it ``pays``, and none was refined yet. Where one held from the start, one that is
+        shallower and as close, or the guest: the middle of those that are left, so that the shallowest that holds is
+        found by bisection. Otherwise None.
     """
     settled, *refined = stages
     errors = _errors_by_depth(settled, depths, config)
     if chosen is None:
         closest = min(errors, key=lambda depth: (errors[depth], depth))
-        return closest if errors[closest] <= _CLOSE and not refined else None
+        return closest if errors[closest] <= (_CLOSE if pays else _SURE) and not refined else None
     if min(errors.values()) > 1:  # it was lifted itself: what is shallower has less to spare
         return None
     failed = max((stage[-1].depth for stage in refined if stage[-1].depth < chosen), default=0)

@@ -171,13 +171,13 @@ def _longest_search(workload: Workload, max_depth: int, steps: int) -> Iterator[
     settle, refine = (cap_of(phase, config, steps) if config.settle_epochs else 0 for phase in ("settle", "refine"))
     trunk, before = depths[0], 0
     while True:
-        # Every network was expected to do and fell short; the deepest needs no look at how near it is.
+        # Every network was expected to do and fell short, so little that it was refined; the deepest needs no look.
         look = trunk < depths[-1] or not config.settle_epochs
         yield trunk, settle + look * cap_of("expand", config, steps)
         deeper = next_trunk(depths, trunk)
         if deeper is None:
             break
-        yield trunk, refine if deeper == depths[-1] else 0
+        yield trunk, refine
         trunk, before = deeper, depths.index(trunk) + 1
     # The other depths of the deepest network nearly hold, and bisection refines them in vain.
     yield depths[-1], refine * (len(depths) - before - 1).bit_length()

@@ -3,8 +3,9 @@
 Networks double until one is near the target. The depths that it has more than the network before are then trained
 together to their end, from fresh weights, each with a head, and the shallowest one that holds the target is kept. Two
 depths would harm each other: there the deeper one is trained, and the other goes on from it. So does a depth that falls
-short by little where a deeper one holds the target or only the deepest network is left. Without a target networks are
-trained to their end in turn until they gain no more. No torch here.
+short by little where a deeper one holds the target or only the deepest network is left, and one that falls short by
+next to nothing wherever it is. Without a target networks are trained to their end in turn until they gain no more. No
+torch here.
 """
 
 from collections.abc import Sequence
@@ -105,11 +106,11 @@ def next_step(
         # short the curve is so flat that refining seldom helps, and one more in vain makes the search dear.
         # The first depth is trained to say what training brings, not because it would do.
         in_vain = {record.depth for record in records if record.phase == "settle"} - {depths[0]}
-        if found.reached or (deeper in (None, depths[-1]) and len(in_vain) <= 1):
-            chosen = found.depth if found.reached else None
-            refined = refined_next(stages, depths, config, chosen=chosen, guest=_guest(stages[0][-1]))
-            if refined is not None:
-                return Step(phase="refine", depth=refined, lowest=refined)
+        pays = deeper in (None, depths[-1]) and len(in_vain) <= 1
+        chosen = found.depth if found.reached else None
+        refined = refined_next(stages, depths, config, chosen=chosen, guest=_guest(stages[0][-1]), pays=pays)
+        if refined is not None:
+            return Step(phase="refine", depth=refined, lowest=refined)
         if found.reached or deeper is None:
             return None
         return _settle(deeper, records, depths) if deeper_will_do(stages[0], depths, config) else grow
