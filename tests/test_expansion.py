@@ -149,6 +149,7 @@ def test_depths_are_trained_to_their_end_from_the_weights_that_expansion_began_w
     monkeypatch.setattr(Checkpoints, "keep", watched_keep)
     monkeypatch.setattr("odn.durable.train_epochs", watched)
     monkeypatch.setattr("odn.search.near", lambda *_: near)
+    monkeypatch.setattr("odn.growth._CLOSE", math.inf)  # any network is worth refining, if it pays
     config = dataclasses.replace(BRIEF, target_accuracy=0.9999, confidence=0.999999, confirmations=2)
     result = expand(network(), DATA.train, DATA.valid, config=config, training=TRAINING)
     # Of two heads the blocks hear the deeper one, of more the others as much as the deepest.
@@ -335,8 +336,9 @@ def test_what_is_under_way_keeps_the_length_that_it_began_with(tmp_path, stop_af
 @pytest.mark.parametrize("stop_after", [1, 2, 5, 8, 9, 11, 15])
 @pytest.mark.parametrize(("target", "reach", "most"), [(0.9999, 1e6, 15), (0.9999, 1.0, 11), (0.0, 1e6, 15)])
 def test_an_expansion_resumed_while_depths_are_trained_to_their_end_ends_as_an_uninterrupted_one(
-    tmp_path, stop_after, target, reach, most
+    tmp_path, monkeypatch, stop_after, target, reach, most
 ):
+    monkeypatch.setattr("odn.growth._CLOSE", math.inf)  # any network is worth refining, if it pays
     # Depth 3 falls short, the network grows from what it was before. Without a target nothing grows.
     config = dataclasses.replace(
         BRIEF, depths=(3, 4, 6, 8), target_accuracy=target, confidence=0.999999, confirmations=2, reach=reach

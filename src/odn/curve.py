@@ -7,7 +7,7 @@ from odn.config import ExpandConfig
 from odn.growth import settle_target
 from odn.outcome import ExpandResult, best_by_depth
 from odn.records import EpochRecord
-from odn.stopping import meets_target, score_interval
+from odn.stopping import meets_target
 
 # By ascending depth, the record of the epoch whose weights are kept for it.
 Curve = tuple[EpochRecord, ...]
@@ -31,23 +31,6 @@ def curve_of(records: Sequence[EpochRecord]) -> Curve:
     if together is not None:
         best |= {record.depth: record for record in together.by_depth()}
     return tuple(best[depth] for depth in sorted(best))
-
-
-def held_score(record: EpochRecord, config: ExpandConfig) -> float:
-    """Say what of an evaluation has to reach a target.
-
-    Args:
-        record: the evaluation.
-        config: the confidence that is asked for.
-
-    Returns:
-        The validation score, or with a confidence its lower bound.
-    """
-    if not config.confidence:
-        return record.valid_score
-    return score_interval(record.metric, record.valid_score, record.valid_error, record.valid_count, config.confidence)[
-        0
-    ]
 
 
 def curve_result(records: Sequence[EpochRecord], config: ExpandConfig) -> ExpandResult:

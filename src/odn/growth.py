@@ -6,7 +6,7 @@ from itertools import groupby
 
 from odn.config import ExpandConfig
 from odn.records import EpochRecord, Phase
-from odn.stopping import has_begun, scores_by_depth
+from odn.stopping import has_begun, held_score, scores_by_depth
 
 # Refining left 0.91 to 0.99 times the odds of an error, twice the blocks 0.80 to 0.95 times (docs/log.md).
 _SURE, _CLOSE, _NEXT = 1.01, 1.05, 1.1
@@ -102,7 +102,7 @@ def _errors_by_depth(settled: Sequence[EpochRecord], depths: Sequence[int], conf
     """Say how many times as many errors per correct answer as the target allows each depth's best weights make."""
     scores = [scores_by_depth(record, depths) for record in settled]
     allowed = _odds(config.target_accuracy)
-    return {depth: _odds(max(epoch[depth].valid_score for epoch in scores)) / allowed for depth in scores[0]}
+    return {depth: _odds(max(held_score(epoch[depth], config) for epoch in scores)) / allowed for depth in scores[0]}
 
 
 def _best(epochs: Sequence[EpochRecord], depths: Sequence[int]) -> float:

@@ -9,7 +9,7 @@ from safetensors.torch import save
 
 from odn.choosing import Candidate, Constraints, Judged, choose
 from odn.config import CompressConfig, ExpandConfig, ExportConfig
-from odn.curve import Curve, curve_of, held_score
+from odn.curve import Curve, curve_of
 from odn.data import Data
 from odn.devices import DeviceTable, check_device
 from odn.engine import Watch, finish
@@ -26,7 +26,7 @@ from odn.run import compress_run, export_run, finetune_run
 from odn.rundata import read_data_spec, reload_data
 from odn.rundir import is_run, write_config
 from odn.starting import read_start, write_start
-from odn.stopping import score_interval
+from odn.stopping import held_score, score_interval
 from odn.storage import load_network, save_network, tensors_of
 from odn.trained import load_depth, outcome_of
 

@@ -69,6 +69,20 @@ def meets_target(metric: Metric, score: float, error: float, count: int, config:
     return score >= config.target_accuracy
 
 
+def held_score(record: EpochRecord, config: ExpandConfig) -> float:
+    """Say what of an evaluation has to reach a target.
+
+    Args:
+        record: the evaluation.
+        config: the confidence that is asked for.
+
+    Returns:
+        The validation score, or with a confidence its lower bound.
+    """
+    score, error, count = record.valid_score, record.valid_error, record.valid_count
+    return score_interval(record.metric, score, error, count, config.confidence)[0] if config.confidence else score
+
+
 def _met(record: EpochRecord, config: ExpandConfig) -> bool:
     return meets_target(record.metric, record.valid_score, record.valid_error, record.valid_count, config)
 
