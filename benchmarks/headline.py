@@ -15,6 +15,7 @@ from pathlib import Path
 from statistics import fmean
 
 from benchmarks.common import ROOT, Cells, Row, cifar_folder, parse, settle_flags, write_page
+from odn.predicting import cpu_count
 
 SEEDS = (0, 1, 2)
 # name of the cell: dataset, further flags
@@ -63,7 +64,7 @@ def run_odn(dataset: str, flags: list[str], seed: int, data_dir: Path, run: Path
         The figures of one row; no time of a run that was continued, or that had only some of the cores.
     """
     interrupted = (run / "config.toml").is_file()
-    shared = len(os.sched_getaffinity(0)) < (os.cpu_count() or 1)
+    shared = cpu_count() < (os.cpu_count() or 1)
     command = [sys.executable, "-m", "odn", "run", dataset, *flags, "--seed", str(seed), "--data-dir", str(data_dir)]
     start = time.perf_counter()
     done = subprocess.run(

@@ -62,11 +62,7 @@ def meets_target(metric: Metric, score: float, error: float, count: int, config:
     Returns:
         True when the score, or with ``config.confidence`` its lower bound, is at the target or above.
     """
-    if not config.target_accuracy:
-        return False
-    if config.confidence:
-        return score_interval(metric, score, error, count, config.confidence)[0] >= config.target_accuracy
-    return score >= config.target_accuracy
+    return bool(config.target_accuracy) and _held(metric, score, error, count, config) >= config.target_accuracy
 
 
 def held_score(record: EpochRecord, config: ExpandConfig) -> float:
@@ -79,8 +75,11 @@ def held_score(record: EpochRecord, config: ExpandConfig) -> float:
     Returns:
         The validation score, or with a confidence its lower bound.
     """
-    score, error, count = record.valid_score, record.valid_error, record.valid_count
-    return score_interval(record.metric, score, error, count, config.confidence)[0] if config.confidence else score
+    return _held(record.metric, record.valid_score, record.valid_error, record.valid_count, config)
+
+
+def _held(metric: Metric, score: float, error: float, count: int, config: ExpandConfig) -> float:
+    return score_interval(metric, score, error, count, config.confidence)[0] if config.confidence else score
 
 
 def _met(record: EpochRecord, config: ExpandConfig) -> bool:
