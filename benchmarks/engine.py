@@ -194,15 +194,20 @@ def main() -> None:
         {"figure": name, "bar": BARS[name], "measured": value} for name, value in summarise(cells.rows).items()
     ]
     text = (
-        f"Medians of {ROUNDS} rounds of an epoch for each side, in turns. The "
+        f"Medians of {rounds} rounds of an epoch for each side, in turns. The "
         "engine is the loop that `odn expand` runs, the plain one reads the same batches and averages weights too. "
         "`data_share` is loading and augmenting against an epoch of training, `ema_share` averaging the weights, "
         f"`evaluation_share` recalibration on {RECALIBRATION:,} images and validation, by the `evaluated_every` epochs "
         "from one to the next where nothing is decided between them. The figures above are those of the whole of MNIST "
-        "at depth 1, as `odn run mnist` trains it. Subsets are the worst case: small batches make "
-        "the fixed cost of a step count, and of 4,000 training images there are as many for validation."
+        "at depth 1, as `odn run mnist` trains it. `step_overhead` is the median of the ratios of each round, which a "
+        "machine that slows down for a while does not move, and not the ratio of the medians beside it. On subsets "
+        "batches are small, so that the fixed cost of a step counts for more: their rows have no bar and may lie above "
+        "it."
     )
-    columns = ("cell", "device", "batch", "precision", "step_ms", "plain_ms", *BARS, "images_per_second", "commit")
+    columns = (
+        "cell", "device", "batch", "precision", "step_ms", "plain_ms", *BARS, "evaluated_every", "images_per_second",
+        "commit",
+    )  # fmt: skip
     write_page(cells.path, "Engine: against a plain loop", text, bars, cells.rows, columns)
 
 

@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from statistics import fmean
 
-from benchmarks.common import ROOT, Cells, Row, cifar_folder, parse, settle_flags, write_page
+from benchmarks.common import ROOT, Cells, Row, cifar_folder, commit, parse, settle_flags, write_page
 from odn.predicting import cpu_count
 
 SEEDS = (0, 1, 2)
@@ -134,9 +134,9 @@ def summarise(rows: list[Row]) -> Row:
         "digits_test_accuracy": over("digits", "test", fmean),
         "digits_seconds": over("digits", "seconds", max),
         "fashion_mnist_test_accuracy_mean": over("fashion-mnist", "test", fmean),
-        "fashion_mnist_parameters_max": over("fashion-mnist", "parameters", max),
+        "fashion_mnist_parameters": over("fashion-mnist", "parameters", max),
         "cifar10_jpeg_test_accuracy_mean": over("cifar10_jpeg", "test", fmean),
-        "cifar10_jpeg_parameters_max": over("cifar10_jpeg", "parameters", max),
+        "cifar10_jpeg_parameters": over("cifar10_jpeg", "parameters", max),
         "svhn_test_accuracy_mean": over("svhn", "test", fmean),
         "svhn_sample_test_accuracy_mean": over("svhn_sample", "test", fmean),
     }
@@ -159,7 +159,7 @@ def main() -> None:
         elif dataset == "SVHN" or (dataset == "svhn" and options.quick):
             dataset = str(options.data_dir / "SVHN-sample" / "svhn_official_train_first1083.npz")
         final = settle_flags([*flags, *(QUICK[data] if options.quick else [])])
-        run = runs / f"{data}-{seed}"
+        run = runs / f"{data}-{seed}-{commit()}"  # another commit's run is no part of this row
         cells.run({"data": data, "seed": seed}, partial(run_odn, dataset, final, seed, options.data_dir, run))
     cells.save()
     publish(cells)
@@ -179,7 +179,7 @@ def publish(cells: Cells) -> None:
         "digits_test_accuracy": ">= 0.975",
         "digits_seconds": "< 60",
         "fashion_mnist_test_accuracy_mean": ">= 0.926",
-        "fashion_mnist_parameters_max": "< 100,000",
+        "fashion_mnist_parameters": "< 100,000",
     }
     bars: list[Row] = [
         {

@@ -1,5 +1,6 @@
 """The command as a user meets it: the whole line on real digits, its steps, and every kind of bad input."""
 
+import dataclasses
 import json
 import os
 import re
@@ -16,6 +17,7 @@ import pytest
 from PIL import Image
 
 from conftest import stripes
+from odn.records import EpochRecord, read_history, write_history
 from test_data import image_folder
 
 FAST = ("--backbone", "cifar_resnet20", "--width", "0.5", "--precision", "fp32", "--finetune-epochs", "3")
@@ -72,6 +74,36 @@ def test_the_whole_line_on_digits(odn, tmp_path, recipe):
     assert 0.5 < float(probability) <= 1
     code, out, _ = odn("predict", run / "artifact", image, image, "--json")
     assert [json.loads(line)["label"] for line in out.splitlines()] == [label, label]
+
+
+def test_what_growing_saw_confirms_no_target(odn, npz, tmp_path, recipe):
+    run = tmp_path / "run"
+    assert odn("run", npz, "--target", 0.9, "--config", recipe, *FAST, "--run", run)[0] == 0
+    history = run / "history.jsonl"
+    seen = read_history(history)
+    depth = seen[-1].depth
+
+    def told(phase: str, *epochs: int) -> list[EpochRecord]:
+        base = next(record for record in seen if (record.phase, record.depth) == (phase, depth))
+        scores = [{"valid_score": epoch / 100, "scores": (epoch / 100,), "errors": (0.01,)} for epoch in epochs]
+        return [dataclasses.replace(base, epoch=i, **score) for i, score in enumerate(scores, start=1)]
+
+    cases = (
+        ((95, 95), (85, 95), 3),
+        ((85, 85), (95, 95), 0),
+        ((85, 95), (95, 85), 3),
+        ((95, 96), (85, 85), 0),  # the grown network is kept
+    )
+    for grown, settled, code in cases:
+        write_history(history, [*told("expand", *grown), *told("settle", *settled)])
+        assert odn("report", run)[0] == code
+
+
+def test_a_confidence_without_a_target_is_refused(refused, npz, tmp_path):
+    words = "--confidence (expand.confidence of a recipe) is 0.95 with an automatic target, which is seen on the very"
+    for flags in ((), ("--target", "auto"), ("--mode", "one-shot")):
+        assert words in refused("run", npz, *flags, "--confidence", 0.95, "--run", tmp_path / "run", code=2)
+    assert not (tmp_path / "run").exists()
 
 
 def test_the_same_seed_gives_the_same_figures_and_json_goes_to_stdout(odn, npz, tmp_path, recipe):

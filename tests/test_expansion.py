@@ -208,6 +208,31 @@ def test_growing_goes_on_from_what_it_was_before_depths_were_trained_to_their_en
     assert same(*starts)
 
 
+@pytest.mark.parametrize("trained", [False, True])
+def test_growing_goes_on_without_what_only_training_to_the_end_has_changed(monkeypatch, trained):
+    starts = []
+
+    def watched(stage, *arguments, **options):
+        if (options["phase"], stage.network.depth) == ("expand", 3):
+            starts.append(state(stage.network))
+        return train_epochs(stage, *arguments, **options)
+
+    monkeypatch.setattr("odn.durable.train_epochs", watched)
+    for between in ((), (Step(phase="settle", depth=2, lowest=2),)):  # which was not grown before
+        steps = [Step(phase="expand", depth=1), Step(phase="settle", depth=1), *between, Step(phase="expand", depth=3)]
+
+        def scripted(records, *_, steps=tuple(steps)):
+            return (*steps, None)[sum(record.stop is not None for record in records)]
+
+        monkeypatch.setattr("odn.expansion.next_step", scripted)
+        before = network()
+        if trained:
+            before.origin = Origin(blocks=9, source="x", sha256="")
+        config = dataclasses.replace(BRIEF, target_accuracy=0.9999, probe_images=0)
+        expand(before, DATA.train, DATA.valid, config=config, training=TRAINING)
+    assert same(*starts)
+
+
 @pytest.mark.parametrize(("depth", "same_function"), [(2, True), (4, False)])
 def test_growing_starts_from_the_judged_function_where_shapes_allow(depth, same_function):
     grown = partition("cifar_resnet20", DATA.spec, seed=0)  # wide enough that its layout stays the same
@@ -248,6 +273,20 @@ def test_without_a_target_the_shallowest_depth_near_the_best_is_kept():
     assert {record.phase for record in ended} <= {"settle", "refine"}
     assert result.depth == min(one.depth for one in ended if one.valid_score >= result.target_accuracy)
     assert result.valid_score == max(one.valid_score for one in ended if one.depth == result.depth)
+
+
+def test_without_training_to_the_end_the_best_of_grown_networks_needs_no_confirmation():
+    config = ExpandConfig(epochs_per_depth=2, settle_epochs=0)
+    result = expand(network(), DATA.train, DATA.valid, config=config, training=FAST)
+    grown = [one for record in result.records if record.stop for one in record.by_depth()]
+    assert result.reached
+    assert result.target_accuracy == pytest.approx(max(one.valid_score for one in grown) - 0.002)
+    assert result.depth == min(one.depth for one in grown if one.valid_score >= result.target_accuracy)
+
+
+def test_a_confidence_without_a_target_is_refused():
+    with pytest.raises(UsageError, match="is 0.95 with an automatic target, which is seen on the very scores"):
+        expand(network(), DATA.train, DATA.valid, config=ExpandConfig(confidence=0.95))
 
 
 @pytest.mark.parametrize("trained", [False, True])
@@ -340,8 +379,9 @@ def test_an_expansion_resumed_while_depths_are_trained_to_their_end_ends_as_an_u
 ):
     monkeypatch.setattr("odn.growth._CLOSE", math.inf)  # any network is worth refining, if it pays
     # Depth 3 falls short, the network grows from what it was before. Without a target nothing grows.
+    sure = 0.999999 if target else 0.0
     config = dataclasses.replace(
-        BRIEF, depths=(3, 4, 6, 8), target_accuracy=target, confidence=0.999999, confirmations=2, reach=reach
+        BRIEF, depths=(3, 4, 6, 8), target_accuracy=target, confidence=sure, confirmations=2, reach=reach
     )
     path = check_resuming(config, TRAINING, min(stop_after, most), tmp_path)
     if reach == 1.0:

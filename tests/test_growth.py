@@ -54,6 +54,39 @@ def test_near_knows_what_training_to_the_end_brought_before():
     assert not near([before, nothing, *grown((900, 960))], (1, 2), config)
     # Also where it is not the deepest head that did best while growing.
     assert not near([*grown((900, 899)), band(2, 0, 931), *grown((0, 0, 970))], (1, 2, 3), config)
+    # Neither does one that had learnt nothing yet when its growth ended: 40 in the place of 2.
+    idle = dataclasses.replace(before, trivial_score=0.9)
+    assert near([idle, band(1, 998), *grown((900, 961))], (1, 2), config)
+    assert not near([idle, band(1, 998), *grown((900, 960))], (1, 2), config)
+
+
+def test_a_network_that_holds_the_target_is_near_whatever_training_brought_before():
+    config = ExpandConfig(target_accuracy=0.9)
+    worse = [*grown((890,)), band(1, 880)]
+    assert near([*worse, *grown((890, 900))], (1, 2), config)
+    assert not near([*worse, *grown((890, 899))], (1, 2), config)
+
+
+def test_a_perfect_score_of_few_samples_is_no_measure_of_what_training_brings():
+    def few(record: EpochRecord) -> EpochRecord:
+        return dataclasses.replace(record, valid_count=30)
+
+    config = ExpandConfig(target_accuracy=0.98)
+    # From 900 to 1,000 of a thousand the odds fall to 1 of 6.556 where half of 30 answers may be wrong.
+    before = [few(record) for record in (*grown((900,)), band(1, 1000))]
+    assert near([*before, *grown((0, 883))], (1, 2), config)
+    assert not near([*before, *grown((0, 881))], (1, 2), config)
+    # Having got worse by one of 30 does not rule out what makes no mistake.
+    fell = [few(record) for record in (*grown((1000,)), band(1, 967))]
+    assert near([*fell, *grown((0, 1000))], (1, 2), config)
+
+
+def test_with_a_confidence_it_is_the_lower_bound_that_is_near():
+    config = ExpandConfig(target_accuracy=0.98, reach=2.0, confidence=0.95)
+    plain = dataclasses.replace(config, confidence=0.0)
+    assert near(together((961,)), (1,), plain)
+    assert not near(together((961,)), (1,), config)
+    assert near(together((973,)), (1,), config)  # of 1,000 the bound is 0.961
 
 
 def test_the_first_planned_depth_is_near_whatever_it_makes_where_it_costs_little():
@@ -88,6 +121,10 @@ def test_gains_are_over_when_two_networks_in_a_row_gained_less_than_a_standard_e
     assert not gains_are_over([*rising[:2], band(4, 900, 912, stop=None), *flat[2:]], DOUBLED, AUTO)
     assert not gains_are_over([*rising, band(8, 0, 0, 0, 905, stop=None)], DOUBLED, AUTO)
     assert gains_are_over([*flat, dataclasses.replace(band(3, 900), phase="refine")], DOUBLED, AUTO)
+    # What is perfect has no error, and no gain either.
+    perfect = [dataclasses.replace(band(depth, *[1000] * depth), errors=(0.0,) * depth) for depth in (1, 2, 4)]
+    assert not gains_are_over(perfect[:2], DOUBLED, AUTO)
+    assert gains_are_over(perfect, DOUBLED, AUTO)
     assert not gains_are_over(grown((850,), (850, 850), (850, 850, 850, 850)), DOUBLED, AUTO)
 
 

@@ -447,12 +447,16 @@ def test_wrong_requests_to_specialize(refused, finished, flags, code, text):
     assert text in refused("specialize", finished, *flags, code=code)
 
 
-def test_the_confidence_of_a_run_holds_when_it_is_specialised(refused, finished, tmp_path):
+def test_the_confidence_of_a_run_holds_when_it_is_specialised(odn, refused, finished, tmp_path):
     run = shutil.copytree(finished, tmp_path / "run")
     config = read_run_config(run / "config.toml")
     write_config(dataclasses.replace(config, expand=dataclasses.replace(config.expand, confidence=0.95)), run)
     best = max(record.valid_score for record in curve_of(read_history(run / "history.jsonl")))
     assert "a lower bound of" in refused("specialize", run, "--target", best, code=1)
+    # What is within the best was seen on these very scores.
+    code, text, err = odn("specialize", run, "--within", 0.0, "--out", tmp_path / "small", "--json")
+    assert (code, json.loads(text)["valid_score"]) == (0, pytest.approx(best, abs=0.03)), err
+    assert read_run_config(tmp_path / "small" / "config.toml").expand.confidence == 0
 
 
 def test_specialising_what_is_no_run(refused, tmp_path):

@@ -141,3 +141,12 @@ def test_a_search_of_one_depth_trains_nothing_else():
 def test_unknown_shapes_are_refused():
     with pytest.raises(UsageError, match="too small"):
         plan(Workload(backbone="resnet18", input_shape=(1, 2, 2), classes=10, images=100), KNOWN)
+
+
+def test_a_deepest_network_that_brings_one_depth_may_be_refined():
+    only = Workload(
+        backbone="cifar_resnet20", input_shape=(3, 32, 32), classes=10, images=64_000, expand=ExpandConfig(depths=(9,))
+    )
+    row = plan(only, KNOWN)
+    # 30 epochs, a third of them for refining, and ten of fine-tuning.
+    assert row["search_at_most_seconds"] == pytest.approx(row["epoch_seconds"] * (30 + 10 + 10), rel=1e-2)

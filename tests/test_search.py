@@ -371,6 +371,11 @@ def test_what_was_trained_to_its_end_is_finetuned_gently():
     assert finetuning_of(default, [grown, ended("settle", 1, (910,), REACHED)], 1) == gently
     assert finetuning_of(default, [grown, ended("settle", 1, (909,))], 1) == anew  # the grown network's head is kept
     assert finetuning_of(default, [grown, ended("settle", 1, (960,), REACHED)], 2) == anew
+    # What refining made no better was refined all the same.
+    refined = [grown, ended("settle", 2, (951,)), ended("refine", 2, (950,))]
+    assert finetuning_of(default, refined[:2], 2) == gently
+    assert finetuning_of(default, refined, 2) == dataclasses.replace(gently, epochs=0)
+    assert finetuning_of(FinetuneConfig(epochs=4), refined, 2) == dataclasses.replace(gently, epochs=4)
 
 
 def test_a_depth_that_falls_short_by_little_goes_on_before_the_deepest_network_is_tried():

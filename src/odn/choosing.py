@@ -111,7 +111,7 @@ class Judged:
 
 
 def choose(candidates: Sequence[Candidate], constraints: Constraints) -> list[Judged]:
-    """Choose the network that fits: with a target the cheapest that holds it, without one the best that is allowed.
+    """Choose the network that fits: with a target the shallowest that holds it, without one the best that is allowed.
 
     Args:
         candidates: by ascending depth, one or more.

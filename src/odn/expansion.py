@@ -11,7 +11,7 @@ import math
 from collections.abc import Generator, Iterator, Sequence
 
 from odn.checkpoint import Checkpoints, Position
-from odn.config import REFINING_RATE, ExpandConfig, OneShotConfig, TrainConfig, check_target
+from odn.config import REFINING_RATE, ExpandConfig, OneShotConfig, TrainConfig, check_confidence, check_target
 from odn.data import Split
 from odn.durable import durable_epochs
 from odn.engine import Progress, finish
@@ -91,8 +91,10 @@ def expand_epochs(
         The chosen depth and how it was found.
 
     Raises:
+        UsageError: for a confidence without a target.
         OdnError: when the loss stops being finite.
     """
+    check_confidence(config.confidence, config.target_accuracy)
     training = training or TrainConfig()
     checkpoints = checkpoints or Checkpoints("expand")
     records = checkpoints.records
@@ -101,7 +103,7 @@ def expand_epochs(
     first = first_depth(start, depths, config)
     # With a target, networks of trained weights go on from what they have grown to.
     anew = start is None or not config.target_accuracy
-    if anew and (checkpoints.position is None or not checkpoints.holds(_FRESH)):
+    if checkpoints.position is None or not checkpoints.holds(_FRESH):
         checkpoints.keep(_FRESH, network)
     stage: Stage | None = None
     position = checkpoints.position
@@ -276,7 +278,8 @@ def _stage_for(
     if checkpoints.records[-1].phase == "expand":
         stage.settle()  # training goes on from the averaged weights
         previous = stage if step.phase == "expand" else None
-    else:  # what was trained to its end since is left aside
+    else:  # what was trained to its end since is left aside, with blocks that only that has trained
+        checkpoints.take(_FRESH, network)
         checkpoints.take(kept_name("expand", grown[-1]), network.trunk(grown[-1]))
     probed = {probe.depth for probe in checkpoints.start.probes} if checkpoints.start else set()
     _copy_head(network, grown[-1], [depth for depth in range(grown[-1] + 1, step.depth + 1) if depth not in probed])

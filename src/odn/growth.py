@@ -27,24 +27,30 @@ def near(records: Sequence[EpochRecord], depths: Sequence[int], config: ExpandCo
     Returns:
         True when its best depth makes at most as many times the errors per correct answer that the target allows as
         training to the end has taken from the networks before it, from the one that gained most: a network whose
-        training went badly rules out no other. ``config.reach`` times where none was trained. The first planned depth
-        is near whatever it makes, unless it is more than a quarter of the deepest: it costs least, and what it gains
-        tells of these data what no constant could.
+        training went badly rules out no other, nor one that holds the target already. ``config.reach`` times where none
+        was trained. The first planned depth is near whatever it makes, unless it is more than a quarter of the deepest:
+        it costs least, and what it gains tells of these data what no constant could.
     """
     *before, now = _networks(records)
     gains = [gain for network in before if (gain := _gain(records, network, depths)) is not None]
     depth = now[-1].depth
     if not before and depth == depths[0] and _TELLING * depth <= depths[-1]:
         return True
-    return _odds(_best(now, depths)) <= max(gains, default=config.reach) * _odds(config.target_accuracy)
+    best = max(held_score(one, config) for one in _apart(now, depths))
+    return _odds(best) <= max(1.0, max(gains, default=config.reach)) * _odds(config.target_accuracy)
 
 
 def _gain(records: Sequence[EpochRecord], grown: Sequence[EpochRecord], depths: Sequence[int]) -> float | None:
-    """Divide the odds of an error after growing by those at the end of training; None where that taught nothing."""
+    """Divide the odds of an error after growing by those at the end of training; None where either taught nothing."""
     ended = [record for record in records if (record.phase, record.depth) == ("settle", grown[-1].depth)]
-    if not ended or not has_begun(ended):
+    if not ended or not has_begun(grown) or not has_begun(ended):
         return None
-    return _odds(_best(grown, depths)) / _odds(_best(ended, depths))
+    # That none of so many samples is wrong does not say that none ever would be: half an error is assumed.
+    before, after = (
+        _odds(min(best.valid_score, 1 - 0.5 / best.valid_count))
+        for best in (_best(grown, depths), _best(ended, depths))
+    )
+    return before / after
 
 
 def refined_next(
@@ -105,9 +111,14 @@ def _errors_by_depth(settled: Sequence[EpochRecord], depths: Sequence[int], conf
     return {depth: _odds(max(held_score(epoch[depth], config) for epoch in scores)) / allowed for depth in scores[0]}
 
 
-def _best(epochs: Sequence[EpochRecord], depths: Sequence[int]) -> float:
-    """Return the best score of any planned depth."""
-    return max(one.valid_score for record in epochs for one in scores_by_depth(record, depths).values())
+def _apart(epochs: Sequence[EpochRecord], depths: Sequence[int]) -> list[EpochRecord]:
+    """Take the planned depths of every epoch apart."""
+    return [one for record in epochs for one in scores_by_depth(record, depths).values()]
+
+
+def _best(epochs: Sequence[EpochRecord], depths: Sequence[int]) -> EpochRecord:
+    """Return the best of the planned depths in any epoch, of equals the earliest."""
+    return max(_apart(epochs, depths), key=_score)
 
 
 def _score(record: EpochRecord) -> float:
@@ -129,7 +140,7 @@ def _odds(score: float) -> float:
 def gains_are_over(records: Sequence[EpochRecord], depths: Sequence[int], config: ExpandConfig) -> bool:
     """Tell whether networks have shown what the data give, for an automatic target.
 
-    They have when the last two each gained less than one standard error over the best before them, which had learnt
+    They have when the last two each gained one standard error at most over the best before them, which had learnt
     something, or when nothing deeper is planned. Networks count once they were trained to their end; without
     ``settle_epochs`` as they ended growing.
 
@@ -147,9 +158,9 @@ def gains_are_over(records: Sequence[EpochRecord], depths: Sequence[int], config
     best: EpochRecord | None = None
     idle = 0
     for network in networks:
-        top = max((one for epoch in network for one in scores_by_depth(epoch, depths).values()), key=_score)
+        top = _best(network, depths)
         if best is not None:
-            idle = idle + 1 if top.valid_score - best.valid_score < best.valid_error and has_begun([best]) else 0
+            idle = idle + 1 if top.valid_score - best.valid_score <= best.valid_error and has_begun([best]) else 0
         best = top if best is None else max(best, top, key=_score)
     return idle >= 2 or networks[-1][-1].depth == depths[-1]
 
@@ -157,7 +168,8 @@ def gains_are_over(records: Sequence[EpochRecord], depths: Sequence[int], config
 def settle_target(records: Sequence[EpochRecord], depths: Sequence[int], config: ExpandConfig) -> ExpandConfig:
     """Fill in an automatic target once it is known.
 
-    It is what the best of the depths that were trained to their end reached, less ``config.within``.
+    It is what the best of the depths that were trained to their end reached, less ``config.within``; without
+    ``settle_epochs`` that of the networks as they ended growing, whose weights are kept.
 
     Args:
         records: of a run, oldest first.
@@ -172,5 +184,6 @@ def settle_target(records: Sequence[EpochRecord], depths: Sequence[int], config:
     if config.target_accuracy or not gains_are_over(expansion, depths, config):
         return config
     # What looking back brings comes after the target is known.
-    ended = [record for record in expansion if record.phase == "settle"] or expansion[-1:]
-    return dataclasses.replace(config, target_accuracy=max(_best(ended, depths) - config.within, 0.0))
+    networks = _networks(expansion, "settle" if config.settle_epochs else "expand")
+    best = max(_best(network, depths).valid_score for network in networks)
+    return dataclasses.replace(config, target_accuracy=max(best - config.within, 0.0))

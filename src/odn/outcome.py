@@ -82,12 +82,11 @@ def expand_result(records: Sequence[EpochRecord], depths: Sequence[int], config:
     """
     settled = settle_target(records, depths, config)
     known = {record.depth: record for record in best_by_depth(records) if record.depth in depths}
-    if config.target_accuracy or not config.settle_epochs:
-        holding = holding_depths(records, depths, settled)
+    if config.target_accuracy:
+        holding = holding_depths(records, depths, config)
     else:  # an automatic target was seen on these very scores, so that none has to be confirmed
-        ended = {one.depth for record in records if record.phase in ENDING_PHASES for one in record.by_depth()}
         target = settled.target_accuracy
-        holding = {depth for depth in ended & known.keys() if target and known[depth].valid_score >= target}
+        holding = {depth for depth, one in known.items() if target and one.valid_score >= target}
     chosen = min(holding) if holding else max(known, key=lambda depth: (known[depth].valid_score, -depth))
     return ExpandResult(
         depth=chosen,
@@ -147,11 +146,12 @@ def finetuning_of(config: FinetuneConfig, records: Sequence[EpochRecord], depth:
         depth: number of blocks.
 
     Returns:
-        The settings with their defaults filled in: none where the search has fine-tuned that depth already.
+        The settings with their defaults filled in: none where the search has refined that depth already.
     """
-    kept = kept_by_depth([record for record in records if record.verb == "expand"])
+    expansion = [record for record in records if record.verb == "expand"]
+    kept = kept_by_depth(expansion)
     phase = kept[depth][1].phase if depth in kept else None
-    if config.epochs < 0 and phase == "refine":
+    if config.epochs < 0 and ("refine", depth) in {(record.phase, record.depth) for record in expansion}:
         config = dataclasses.replace(config, epochs=0)
     return config.resolved(annealed=phase in ENDING_PHASES)
 

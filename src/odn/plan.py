@@ -179,8 +179,9 @@ def _longest_search(workload: Workload, max_depth: int, steps: int) -> Iterator[
             break
         yield trunk, refine
         trunk, before = deeper, depths.index(trunk) + 1
-    # The other depths of the deepest network nearly hold, and bisection refines them in vain.
-    yield depths[-1], refine * (len(depths) - before - 1).bit_length()
+    # The other depths of the deepest network nearly hold, and bisection refines them in vain; or it is alone, and falls
+    # short by little itself.
+    yield depths[-1], refine * max(1, (len(depths) - before - 1).bit_length())
     yield depths[-1], FinetuneConfig().resolved(annealed=bool(config.settle_epochs)).epochs
 
 

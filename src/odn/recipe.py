@@ -16,6 +16,7 @@ from odn.config import (
     OneShotConfig,
     ReportConfig,
     TrainConfig,
+    check_confidence,
     require,
 )
 from odn.errors import OdnError
@@ -77,6 +78,7 @@ class RunConfig:
             "--depths (expand.depths of a recipe) is for --mode expand; one-shot trains all: leave it out, and choose "
             "among them with odn specialize",
         )
+        check_confidence(self.expand.confidence, self.expand.target_accuracy)
         require(0 <= self.seed < 2**63, f"seed is {self.seed}; allowed: 0 to 2^63 - 1")
 
 

@@ -22,6 +22,7 @@ from odn.metrics import Score
 from odn.narrowing import compression_summary
 from odn.network import NetworkSpec, Prefix, rebuild
 from odn.oneshot import KEPT
+from odn.outcome import kept_by_depth
 from odn.page import HEADINGS, cells, compression_sentence, render_page
 from odn.processes import training_device
 from odn.recipe import RunConfig, read_run_config
@@ -146,7 +147,7 @@ def _figures(
     if expand is not None:
         expand = settle_goal(records, plan_depths(expand, full.depth), expand)
     if settings and expand is not None and on_valid is not None:
-        apart = [one for record in records for one in record.by_depth()]
+        apart = [one for record in _kept(records, network.depth) for one in record.by_depth()]
         own = [record for record in apart if _trained(record, network.depth, mine["parameters"], spec)]
         # An automatic target was seen on this very split; only one that was given has to be confirmed. Of all depths
         # trained at once the same epoch is taken, so that none of them chose its own.
@@ -240,6 +241,13 @@ def _classes(data: DataSpec, score: Score) -> list[dict[str, Any]]:
         {"name": name, "train": train, "valid": valid, "count": count, "value": value}
         for name, train, valid, count, value in zip(data.classes, *support, score.support, score.per_class, strict=True)
     ]
+
+
+def _kept(records: Sequence[EpochRecord], depth: int) -> list[EpochRecord]:
+    """Leave out growing, a look at a depth, but for that of the network whose weights are kept for the depth."""
+    kept = kept_by_depth([record for record in records if record.verb == "expand"]).get(depth)
+    grown = kept[1].depth if kept and kept[1].phase == "expand" else None
+    return [record for record in records if record.phase != "expand" or record.depth == grown]
 
 
 def _trained(record: EpochRecord, depth: int, parameters: int, spec: NetworkSpec) -> bool:

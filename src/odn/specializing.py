@@ -99,16 +99,20 @@ def specialize(
     export = export or ExportConfig(to=_files_for(device))
     _check_device(run, constraints, device, export)
     curve = curve_of(result.records)
-    rows = choose(candidates(run, curve, config.expand, device), constraints)
+    goal = constraints.goal(max(record.valid_score for record in curve))
+    expand = dataclasses.replace(
+        config.expand,
+        target_accuracy=max(goal or 0.0, 0.0) or config.expand.target_accuracy,
+        # What stays within the best was seen on the very split that it is judged on, as an automatic target was.
+        confidence=config.expand.confidence if constraints.within is None else 0.0,
+    )
+    rows = choose(candidates(run, curve, expand, device), constraints)
     depth = next(row.candidate.depth for row in rows if row.verdict == "chosen")
     directory = Path(out) if out else run / "specialized" / f"depth_{depth:03d}"
     _check_place(directory, run, force=force)
-    goal = constraints.goal(max(record.valid_score for record in curve))
     config = dataclasses.replace(
         config,
-        expand=dataclasses.replace(
-            config.expand, target_accuracy=max(goal or 0.0, 0.0) or config.expand.target_accuracy
-        ),
+        expand=expand,
         finetune=dataclasses.replace(config.finetune, epochs=finetune_epochs),
         compress=compress or CompressConfig(),
         export=export,

@@ -1,5 +1,6 @@
 """The settings of every step: frozen dataclasses and their checks. No torch here."""
 
+from odn.config.checks import check_confidence as check_confidence
 from odn.config.checks import check_target as check_target
 from odn.config.checks import require as require
 from odn.config.data import AugmentConfig as AugmentConfig

@@ -17,6 +17,23 @@ def require(condition: bool, message: str) -> None:
         raise UsageError(message)
 
 
+def check_confidence(confidence: float, target_accuracy: float) -> None:
+    """Refuse a confidence without a target to be sure of.
+
+    Args:
+        confidence: that is asked for; 0 for none.
+        target_accuracy: validation accuracy asked for; 0 for an automatic one.
+
+    Raises:
+        UsageError: when there is one without the other: the bound of the best score lies below what is within it.
+    """
+    require(
+        not confidence or target_accuracy > 0,
+        f"--confidence (expand.confidence of a recipe) is {confidence} with an automatic target, which is seen on the "
+        "very scores it would be held against; give --target, or leave it out",
+    )
+
+
 def check_target(target_accuracy: float) -> None:
     """Refuse a target that is not a fraction.
 
