@@ -142,13 +142,12 @@ def _figures(
     mine = _row("pruned" if spec.channels else "extracted", network, config)
     mine["file_bytes"] = (run / "artifact" / "weights.safetensors").stat().st_size
     on_valid, on_test = _judge(mine, network, test, valid)
-    reached = None
     expand = settings.expand if settings else None
     if expand is not None:
         expand = settle_goal(records, plan_depths(expand, full.depth), expand)
+    reached = None
     if settings and expand is not None and on_valid is not None:
-        apart = [one for record in _kept(records, network.depth) for one in record.by_depth()]
-        own = [record for record in apart if _trained(record, network.depth, mine["parameters"], spec)]
+        own = [record for record in _kept(records, network.depth) if _trained(record, mine["parameters"], spec)]
         # An automatic target was seen on this very split; only one that was given has to be confirmed. Of all depths
         # trained at once the same epoch is taken, so that none of them chose its own.
         sure = not settings.expand.target_accuracy or settings.mode == "one-shot" or confirmed(own, expand)
@@ -244,15 +243,17 @@ def _classes(data: DataSpec, score: Score) -> list[dict[str, Any]]:
 
 
 def _kept(records: Sequence[EpochRecord], depth: int) -> list[EpochRecord]:
-    """Leave out growing, a look at a depth, but for that of the network whose weights are kept for the depth."""
+    """Take what a depth came to, without growing, which is a look at it, but for the network that is kept for it."""
     kept = kept_by_depth([record for record in records if record.verb == "expand"]).get(depth)
     grown = kept[1].depth if kept and kept[1].phase == "expand" else None
-    return [record for record in records if record.phase != "expand" or record.depth == grown]
+    ended = [record for record in records if record.phase != "expand" or record.depth == grown]
+    return [one for record in ended for one in record.by_depth() if one.depth == depth]
 
 
-def _trained(record: EpochRecord, depth: int, parameters: int, spec: NetworkSpec) -> bool:
-    if record.depth != depth or record.narrowed is None:
-        return record.depth == depth and not spec.channels
+def _trained(record: EpochRecord, parameters: int, spec: NetworkSpec) -> bool:
+    """Tell whether an evaluation is of the very network, which may have been narrowed."""
+    if record.narrowed is None:
+        return not spec.channels
     return bool(spec.channels) and record.narrowed.parameters == parameters
 
 
