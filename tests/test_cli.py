@@ -467,7 +467,9 @@ def test_a_bad_file_in_a_prediction_is_named(odn, refused, npz, tmp_path, recipe
 # real data ---------------------------------------------------------------------------------------------------------
 
 
-def test_real_fashion_mnist_runs_to_the_end(odn, data_dir, tmp_path, recipe):
+def test_real_fashion_mnist_runs_to_the_end(odn, data_dir, tmp_path):
+    recipe = tmp_path / "brief.toml"
+    recipe.write_text("[expand]\nsettle_epochs = 8\n[report]\nlatency_seconds = 0.01\n")
     arguments = ("--data-dir", data_dir, "--train-limit", 1000, "--depths", "1,2", "--epochs-per-depth", 4)
     code, out, _ = odn(
         "run", "fashion-mnist", *arguments, "--config", recipe, "--finetune-epochs", 2, "--run", tmp_path / "r"

@@ -372,9 +372,12 @@ def test_whole_runs_of_other_tasks_end_in_files_that_say_the_same(task, tmp_path
     target, metric = RUNS[task]
     np.savez(tmp_path / "own.npz", **digits_for(task))
     run, runtimes = tmp_path / "run", "onnx" if task == "segmentation" else "onnx,int8"
+    recipe = tmp_path / "brief.toml"
+    recipe.write_text("[expand]\nsettle_epochs = 10\n[report]\nlatency_seconds = 0.01\n")
     code, out, err = odn(
         "run", tmp_path / "own.npz", "--target", target, "--backbone", "cifar_resnet20", "--width", 0.5, "--depths",
         "1,2", "--epochs-per-depth", 6, "--finetune-epochs", 1, "--train-limit", 600, "--to", runtimes, "--run", run,
+        "--config", recipe,
     )  # fmt: skip
     report = json.loads((run / "report.json").read_text())
     assert (code, report["task"], report["reached"]) == (0, task, True), err

@@ -170,7 +170,7 @@ SMALL = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "i
 @pytest.fixture
 def quick(tmp_path):
     """Flags of a run that does little."""
-    (tmp_path / "quick.toml").write_text("[report]\nlatency_seconds = 0.01\n")
+    (tmp_path / "quick.toml").write_text("[expand]\nsettle_epochs = 4\n[report]\nlatency_seconds = 0.01\n")
     flags = ("--depths", "1,2", "--epochs-per-depth", "2", "--finetune-epochs", "1", "--target", "0.999")
     return (*flags, "--config", tmp_path / "quick.toml")
 
