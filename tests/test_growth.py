@@ -54,7 +54,7 @@ def test_near_knows_what_training_to_the_end_brought_before():
     assert not near([before, nothing, *grown((900, 960))], (1, 2), config)
     # Also where it is not the deepest head that did best while growing.
     assert not near([*grown((900, 899)), band(2, 0, 931), *grown((0, 0, 970))], (1, 2, 3), config)
-    # Neither does one that had learnt nothing yet when its growth ended: 40 in the place of 2.
+    # Neither does one that had learnt nothing yet when its growth ended: its odds fell to 1 of 55.
     idle = dataclasses.replace(before, trivial_score=0.9)
     assert near([idle, band(1, 998), *grown((900, 961))], (1, 2), config)
     assert not near([idle, band(1, 998), *grown((900, 960))], (1, 2), config)

@@ -375,6 +375,8 @@ def test_what_was_trained_to_its_end_is_finetuned_gently():
     refined = [grown, ended("settle", 2, (951,)), ended("refine", 2, (950,))]
     assert finetuning_of(default, refined[:2], 2) == gently
     assert finetuning_of(default, refined, 2) == dataclasses.replace(gently, epochs=0)
+    # But not where what had grown before is better than both.
+    assert finetuning_of(default, [grown, ended("settle", 2, (949,)), ended("refine", 2, (948,))], 2) == anew
     assert finetuning_of(FinetuneConfig(epochs=4), refined, 2) == dataclasses.replace(gently, epochs=4)
 
 

@@ -151,9 +151,11 @@ def finetuning_of(config: FinetuneConfig, records: Sequence[EpochRecord], depth:
     expansion = [record for record in records if record.verb == "expand"]
     kept = kept_by_depth(expansion)
     phase = kept[depth][1].phase if depth in kept else None
-    if config.epochs < 0 and ("refine", depth) in {(record.phase, record.depth) for record in expansion}:
+    annealed = phase in ENDING_PHASES
+    # Where a grown network is kept, it was never annealed, whatever refining made of other weights.
+    if config.epochs < 0 and annealed and any((one.phase, one.depth) == ("refine", depth) for one in expansion):
         config = dataclasses.replace(config, epochs=0)
-    return config.resolved(annealed=phase in ENDING_PHASES)
+    return config.resolved(annealed=annealed)
 
 
 def kept_name(phase: Phase, depth: int) -> str:

@@ -26,7 +26,7 @@ from odn.run import compress_run, export_run, finetune_run
 from odn.rundata import read_data_spec, reload_data
 from odn.rundir import is_run, write_config
 from odn.starting import read_start, write_start
-from odn.stopping import held_score, score_interval
+from odn.stopping import held, held_score
 from odn.storage import load_network, save_network, tensors_of
 from odn.trained import load_depth, outcome_of
 
@@ -117,7 +117,7 @@ def specialize(
         compress=compress or CompressConfig(),
         export=export,
     )
-    data, confidence = reload_data(config, run), config.expand.confidence
+    data = reload_data(config, run)
     _begin(run, directory, config, depth, data)
     if finetune_epochs:
         finetune_run(directory, watch=watch, data=data)
@@ -125,11 +125,7 @@ def specialize(
         compress_run(directory, watch=watch, data=data)
     artifact = export_run(directory, data=data)
     score = evaluate(load_network(artifact).to(training_device()), data.valid)
-    least = (
-        score_interval(score.metric, score.value, score.error, score.count, confidence)[0]
-        if confidence
-        else score.value
-    )
+    least = held(score.metric, score.value, score.error, score.count, expand)
     return Specialized(
         directory=directory,
         depth=depth,

@@ -62,7 +62,7 @@ def meets_target(metric: Metric, score: float, error: float, count: int, config:
     Returns:
         True when the score, or with ``config.confidence`` its lower bound, is at the target or above.
     """
-    return bool(config.target_accuracy) and _held(metric, score, error, count, config) >= config.target_accuracy
+    return bool(config.target_accuracy) and held(metric, score, error, count, config) >= config.target_accuracy
 
 
 def held_score(record: EpochRecord, config: ExpandConfig) -> float:
@@ -75,10 +75,22 @@ def held_score(record: EpochRecord, config: ExpandConfig) -> float:
     Returns:
         The validation score, or with a confidence its lower bound.
     """
-    return _held(record.metric, record.valid_score, record.valid_error, record.valid_count, config)
+    return held(record.metric, record.valid_score, record.valid_error, record.valid_count, config)
 
 
-def _held(metric: Metric, score: float, error: float, count: int, config: ExpandConfig) -> float:
+def held(metric: Metric, score: float, error: float, count: int, config: ExpandConfig) -> float:
+    """Say what of a score has to reach a target.
+
+    Args:
+        metric: what the score is of.
+        score: value of the metric.
+        error: its standard error.
+        count: samples it was measured on.
+        config: the confidence that is asked for.
+
+    Returns:
+        The score, or with a confidence its lower bound.
+    """
     return score_interval(metric, score, error, count, config.confidence)[0] if config.confidence else score
 
 
