@@ -389,8 +389,8 @@ BARS = {
 }
 COLUMNS = (
     "kind", "data", "backbone", "target", "seed", "oracle_depth", "depth", "blocks", "reached", "valid", "test",
-    "test_minus_scratch", "cost_vs_full", "cost_vs_full_seldom", "cost_vs_full_learning", "cost_vs_oracle",
-    "seconds_vs_full", "seconds_vs_oracle", "path", "commit",
+    "test_minus_scratch", "test_minus_right", "cost_vs_full", "cost_vs_full_seldom", "cost_vs_full_learning",
+    "cost_vs_oracle", "seconds_vs_full", "seconds_vs_oracle", "path", "commit",
 )  # fmt: skip
 CURVES = ("data", "backbone", "depth", "valid", "error", "test", "target", "train_macs", "seconds")
 
@@ -463,7 +463,8 @@ def publish(cells: Cells, plan: Plan) -> None:
         "`cost_vs_full_seldom` is the ratio to a full training evaluated as seldom, `cost_vs_full_learning` to one "
         "without any evaluation. Seconds are those of "
         "the processor, compared only where search and oracle ran on one kind of machine. `path` lists the epochs of "
-        "each step: e expand, s settle, r refine, f fine-tune. "
+        "each step: e expand, s settle, r refine, f fine-tune. `test_minus_scratch` compares test accuracy with that "
+        "of the same depth from scratch, `test_minus_right` with that of the right one. "
         "`blocks_off` counts planned depths. A search that missed its target counts as wrong. The settings of the "
         "search were chosen on validation curves of the pairs of Fashion-MNIST and CIFAR-10 (docs/log.md), and of "
         "one seed of MNIST: what is found there tells less about other data. A target whose searches are not here, "

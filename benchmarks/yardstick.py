@@ -156,6 +156,7 @@ def judged(row: Row, oracle: Oracle) -> Row | None:
         "max_depth": oracle.depths[-1],
         "blocks_off": _steps(oracle, right, row["depth"]),
         "test_minus_scratch": row["test"] - oracle.test[oracle.depths.index(row["depth"])],
+        "test_minus_right": row["test"] - oracle.test[oracle.depths.index(right)],
         "cost_vs_full": row["train_macs"] / full,
         "cost_vs_full_seldom": row["train_macs"] / seldom,
         "cost_vs_full_learning": row["train_macs"] / learning,
@@ -199,10 +200,12 @@ def figures_of(searches: Sequence[Row], autos: Sequence[Row], oracles: Sequence[
         Figure by name; None where no cell was measured.
     """
     early = [row for row in searches if 2 * row["oracle_depth"] <= row["max_depth"]]
-    groups = defaultdict(list)
-    for row in searches:
-        groups[row["data"], row["backbone"], row["target"]].append(row["depth"])
-    spreads = [stdev(depths) for depths in groups.values() if len(depths) > 1]
+
+    def spread(rows: Sequence[Row]) -> float | None:
+        groups = defaultdict(list)
+        for row in rows:
+            groups[row["data"], row["backbone"], row["target"]].append(row["depth"])
+        return max((stdev(depths) for depths in groups.values() if len(depths) > 1), default=None)
 
     def over(rows: Sequence[Row], value: Callable[[Row], float], combine: Callable[[list[float]], float]) -> Any:
         return combine([value(row) for row in rows]) if rows else None
@@ -222,9 +225,14 @@ def figures_of(searches: Sequence[Row], autos: Sequence[Row], oracles: Sequence[
         "cost_vs_oracle_mean": over(searches, lambda row: row["cost_vs_oracle"], fmean),
         "cost_vs_oracle_max": over(searches, lambda row: row["cost_vs_oracle"], max),
         "accuracy_minus_scratch_mean": over(searches, lambda row: row["test_minus_scratch"], fmean),
-        "depth_std_max": max(spreads, default=None),
+        "depth_std_max": spread(searches),
         "auto_within_one_block_share": over(autos, lambda row: abs(row["blocks_off"]) <= 1, fmean),
+        "auto_depth_std_max": spread(autos),
+        "auto_accuracy_minus_scratch_mean": over(autos, lambda row: row["test_minus_scratch"], fmean),
+        "auto_accuracy_minus_right_mean": over(autos, lambda row: row["test_minus_right"], fmean),
         "auto_cost_vs_full_max": over(autos, lambda row: row["cost_vs_full"], max),
+        "auto_cost_vs_oracle_mean": over(autos, lambda row: row["cost_vs_oracle"], fmean),
+        "auto_cells": len(autos),
         "cells": len(searches),
         "flat_stretches": sum(oracle.flat for oracle in oracles),
         "overtaken_stretches": sum(oracle.overtaken for oracle in oracles),

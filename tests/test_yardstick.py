@@ -59,6 +59,7 @@ def test_a_search_is_held_against_the_depth_that_is_right_for_its_target():
     row = judged(found(0.8525, 3), oracle)
     assert (row["oracle_depth"], row["blocks_off"], row["max_depth"]) == (5, -1, 5)
     assert row["test_minus_scratch"] == pytest.approx(0.8 - 0.795)
+    assert row["test_minus_right"] == pytest.approx(0.8 - 0.89)
     assert row["cost_vs_full"] == pytest.approx(250 / 500)
     assert row["cost_vs_full_learning"] == pytest.approx(250 / 400)
     # Evaluating adds a quarter to learning; after every thirteenth epoch it adds less than a fiftieth.
@@ -74,6 +75,13 @@ def test_without_a_target_the_right_depth_is_the_shallowest_that_is_nearly_as_go
     oracle = oracle_of(scratch())
     assert judged(found(0.0, 5), oracle)["oracle_depth"] == 5
     assert judged(found(0.0, 5, within=0.1), oracle)["oracle_depth"] == 2
+    figures = summarise([*scratch(), found(0.0, 3), found(0.0, 1, seed=1), found(0.75, 5)], PLAN)
+    assert figures["auto_cells"] == 2
+    assert figures["auto_within_one_block_share"] == pytest.approx(1 / 2)  # 3 is next to 5 in the plan
+    assert figures["auto_depth_std_max"] == pytest.approx(math.sqrt(2))
+    assert figures["auto_accuracy_minus_scratch_mean"] == pytest.approx((0.8 - 0.795 + 0.8 - 0.69) / 2)
+    assert figures["auto_accuracy_minus_right_mean"] == pytest.approx(0.8 - 0.89)
+    assert figures["auto_cost_vs_oracle_mean"] == pytest.approx(250 / 1100)
 
 
 def test_searches_that_miss_their_target_count_as_wrong():
