@@ -109,18 +109,13 @@ def test_a_network_that_explains_less_than_a_constant_is_not_near():
     assert near([*grown((1000,)), band(1, 1000), *perfect], (1,), ExpandConfig(target_accuracy=1.0))
 
 
-def test_gains_are_over_when_two_networks_together_gained_less_than_a_standard_error():
+def test_gains_are_over_when_two_networks_in_a_row_gained_less_than_a_standard_error():
     rising = [band(1, 850), band(2, 900), band(4, 900, 901)]
     assert not gains_are_over(rising, DOUBLED, AUTO)
     flat = [*rising, band(8, 0, 0, 0, 905)]
     assert gains_are_over(flat, DOUBLED, AUTO)
-    # More than a standard error (0.0095 at 0.9 of 1000) is a gain, also where it comes little by little.
+    # A gain of more than a standard error (0.0095 at 0.9 of 1000) starts the count anew.
     assert not gains_are_over([*rising, band(8, 0, 0, 0, 912)], DOUBLED, AUTO)
-    slow = [*rising[:2], band(4, 0, 906)]
-    assert not gains_are_over([*slow, band(8, 0, 0, 0, 912)], DOUBLED, AUTO)
-    assert gains_are_over([*slow, band(8, 0, 0, 0, 909)], DOUBLED, AUTO)
-    # One that lost what the one before it had gained does not end it at once.
-    assert not gains_are_over([*rising[:2], band(4, 0, 912), band(8, 0, 0, 0, 900)], DOUBLED, AUTO)
     assert gains_are_over(rising, (1, 2, 4), AUTO)
     # The best of a network's epochs counts.
     assert not gains_are_over([*rising[:2], band(4, 900, 912, stop=None), *flat[2:]], DOUBLED, AUTO)

@@ -140,10 +140,9 @@ def _odds(score: float) -> float:
 def gains_are_over(records: Sequence[EpochRecord], depths: Sequence[int], config: ExpandConfig) -> bool:
     """Tell whether networks have shown what the data give, for an automatic target.
 
-    They have when the last two together gained one standard error at most over the best before them, which had learnt
-    something, or when nothing deeper is planned. Each by itself would overlook a curve that rises by a little less than
-    that every time. Networks count once they were trained to their end, or, without ``settle_epochs``, as they ended
-    growing.
+    They have when the last two each gained one standard error at most over the best before them, which had learnt
+    something, or when nothing deeper is planned. Networks count once they were trained to their end; without
+    ``settle_epochs`` as they ended growing.
 
     Args:
         records: of the expansion, oldest first.
@@ -156,13 +155,14 @@ def gains_are_over(records: Sequence[EpochRecord], depths: Sequence[int], config
     networks = _networks(records, "settle" if config.settle_epochs else "expand")
     if not networks or networks[-1][-1].stop is None:
         return False
-    if networks[-1][-1].depth == depths[-1]:
-        return True
-    tops = [_best(network, depths) for network in networks]
-    if len(tops) < 3:
-        return False
-    before, latest = max(tops[:-2], key=_score), max(tops[-2:], key=_score)
-    return has_begun([before]) and latest.valid_score - before.valid_score <= before.valid_error
+    best: EpochRecord | None = None
+    idle = 0
+    for network in networks:
+        top = _best(network, depths)
+        if best is not None:
+            idle = idle + 1 if top.valid_score - best.valid_score <= best.valid_error and has_begun([best]) else 0
+        best = top if best is None else max(best, top, key=_score)
+    return idle >= 2 or networks[-1][-1].depth == depths[-1]
 
 
 def settle_target(records: Sequence[EpochRecord], depths: Sequence[int], config: ExpandConfig) -> ExpandConfig:
