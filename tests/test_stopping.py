@@ -161,12 +161,22 @@ def test_targets_that_are_no_fractions_are_refused(target):
         ExpandConfig(target_accuracy=target)
 
 
-@pytest.mark.parametrize(("steps", "grow", "settle"), [(211, 4, 30), (80, 7, 30), (40, 13, 60), (5, 20, 90)])
-def test_small_datasets_get_more_epochs(steps, grow, settle):
-    config = ExpandConfig()
-    assert [cap_of(phase, config, steps) for phase in ("expand", "settle")] == [grow, settle]
-    assert cap_of("expand", ExpandConfig(epochs_per_depth=3), steps) == 3
-    assert cap_of("settle", ExpandConfig(settle_epochs=0), steps) == 0
+@pytest.mark.parametrize(
+    ("steps", "images", "grow", "settle", "refine"),
+    [
+        (211, 54_000, 4, 30, 10),
+        (80, 10_000, 7, 30, 10),
+        (125, 2000, 4, 30, 10),
+        (62, 1000, 9, 60, 20),
+        (40, 10_000, 13, 60, 20),  # of large batches
+        (5, 80, 20, 90, 30),
+    ],
+)
+def test_small_datasets_get_more_epochs(steps, images, grow, settle, refine):
+    caps = [cap_of(phase, ExpandConfig(), steps, images) for phase in ("expand", "settle", "refine")]
+    assert caps == [grow, settle, refine]
+    assert cap_of("expand", ExpandConfig(epochs_per_depth=3), steps, images) == 3
+    assert cap_of("settle", ExpandConfig(settle_epochs=0), steps, images) == 0
 
 
 def test_while_the_target_is_not_known_only_convergence_counts():

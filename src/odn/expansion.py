@@ -153,7 +153,7 @@ def _step_epochs(
             best[one.depth] = max(one.valid_score, best.get(one.depth, -math.inf))
     # What is under way keeps the length that it began with: another version may have begun it.
     begun = bool(records) and records[-1].stop is None
-    cap = records[-1].cap if begun else cap_of(step.phase, config, stage.steps_per_epoch)
+    cap = records[-1].cap if begun else cap_of(step.phase, config, stage.steps_per_epoch, len(train))
     for record in durable_epochs(
         stage,
         train,

@@ -24,6 +24,7 @@ from odn.measure import macs_by_depth, training_bytes
 from odn.network import Prefix, build_network
 from odn.optimizers import batch_size_for, settled
 from odn.processes import training_device
+from odn.records import ENDING_PHASES
 from odn.search import next_trunk, plan_depths
 from odn.stage import Stage
 from odn.stopping import cap_of
@@ -168,12 +169,13 @@ def plan(workload: Workload, hardware: Hardware, depth: int | None = None) -> di
 def _longest_search(workload: Workload, max_depth: int, steps: int) -> Iterator[tuple[int, int]]:
     """Yield depths and epochs of a search in which nothing but the full depth holds the target."""
     config, depths = workload.expand, plan_depths(workload.expand, max_depth)
-    settle, refine = (cap_of(phase, config, steps) if config.settle_epochs else 0 for phase in ("settle", "refine"))
+    grow, settle, refine = (cap_of(phase, config, steps, workload.images) for phase in ("expand", *ENDING_PHASES))
+    refine = refine if settle else 0
     trunk, before = depths[0], 0
     while True:
         # Every network was expected to do and fell short, so little that it was refined; the deepest needs no look.
         look = trunk < depths[-1] or not config.settle_epochs
-        yield trunk, settle + look * cap_of("expand", config, steps)
+        yield trunk, settle + look * grow
         deeper = next_trunk(depths, trunk)
         if deeper is None:
             break

@@ -176,22 +176,23 @@ def met_depths(records: Sequence[EpochRecord], depths: Sequence[int], config: Ex
     return [depth for depth in apart[-1] if all(_met(scores[depth], config) for scores in apart)]
 
 
-def cap_of(phase: Phase, config: ExpandConfig, steps_per_epoch: int) -> int:
+def cap_of(phase: Phase, config: ExpandConfig, steps_per_epoch: int, images: int) -> int:
     """Return the most epochs that a phase of expansion may take at one depth.
 
     Args:
         phase: ``expand``, ``settle`` or ``refine``.
         config: the caps.
         steps_per_epoch: of the optimizer; small datasets need more epochs for as many steps.
+        images: samples in the training split.
 
     Returns:
         Number of epochs; of growing, where it has no cap of its own, 4, or as many as 500 steps take, at most 20. Those
-        of settling are raised likewise where an epoch has less than 80 steps, to three times as many at most; looking
-        back takes a third of them.
+        of settling are raised likewise where an epoch has less than 80 steps or 2,000 samples, to three times as many
+        at most; looking back takes a third of them.
     """
     if phase == "expand":
         return config.epochs_per_depth or min(max(4, math.ceil(500 / steps_per_epoch)), 20)
-    settle = math.ceil(config.settle_epochs * min(max(1.0, 80 / steps_per_epoch), 3.0))
+    settle = math.ceil(config.settle_epochs * min(max(1.0, 80 / steps_per_epoch, 2000 / images), 3.0))
     return settle if phase == "settle" else max(math.ceil(settle / 3), config.confirmations)
 
 
