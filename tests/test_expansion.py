@@ -355,6 +355,13 @@ def test_a_resumed_expansion_ends_as_an_uninterrupted_one(tmp_path, stop_after, 
     check_resuming(config, training, stop_after, tmp_path)
 
 
+def test_the_fewer_samples_the_longer_a_depth_is_trained_to_its_end():
+    training = dataclasses.replace(TRAINING, batch_size=2)  # 96 steps an epoch, which would be enough
+    config = dataclasses.replace(BRIEF, depths=(1,))
+    first = next(expand_epochs(network(), DATA.train, DATA.valid, config=config, training=training))
+    assert (first.phase, first.cap) == ("settle", 6)  # of 192 samples three times as many
+
+
 @pytest.mark.parametrize("stop_after", [2, 5])
 def test_what_is_under_way_keeps_the_length_that_it_began_with(tmp_path, stop_after):
     config = dataclasses.replace(UNREACHABLE, depths=(1, 2), confirmations=1, settle_epochs=1, reach=1e6)

@@ -54,10 +54,15 @@ def test_near_knows_what_training_to_the_end_brought_before():
     assert not near([before, nothing, *grown((900, 960))], (1, 2), config)
     # Also where it is not the deepest head that did best while growing.
     assert not near([*grown((900, 899)), band(2, 0, 931), *grown((0, 0, 970))], (1, 2, 3), config)
-    # Neither does one that had learnt nothing yet when its growth ended: its odds fell to 1 of 55.
-    idle = dataclasses.replace(before, trivial_score=0.9)
-    assert near([idle, band(1, 998), *grown((900, 961))], (1, 2), config)
-    assert not near([idle, band(1, 998), *grown((900, 960))], (1, 2), config)
+    # One that had learnt nothing yet when its growth ended tells how little growing says: from 200 to 700 of 1,000 the
+    # odds of an error fall to 1 of 9.333, from 840 to 980 it would be 9.333.
+    idle = dataclasses.replace(grown((200,))[0], trivial_score=0.2)
+    assert near([idle, band(1, 700), *grown((200, 841))], (1, 2), config)
+    assert not near([idle, band(1, 700), *grown((200, 839))], (1, 2), config)
+    # Of a score below zero nothing is known but that growing says nothing.
+    lost = dataclasses.replace(idle, scores=(-0.2,), valid_score=-0.2, metric="r2", trivial_score=0.0)
+    learnt = dataclasses.replace(band(1, 500), metric="r2", trivial_score=0.0)
+    assert near([lost, learnt, *grown((200, 300))], (1, 2), config)
 
 
 def test_a_network_that_holds_the_target_is_near_whatever_training_brought_before():

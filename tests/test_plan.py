@@ -150,3 +150,22 @@ def test_a_deepest_network_that_brings_one_depth_may_be_refined():
     row = plan(only, KNOWN)
     # 30 epochs, a third of them for refining, and ten of fine-tuning.
     assert row["search_at_most_seconds"] == pytest.approx(row["epoch_seconds"] * (30 + 10 + 10), rel=1e-2)
+
+
+def test_few_images_are_searched_with_more_epochs():
+    def epochs(images: int) -> float:
+        row = plan(
+            Workload(
+                backbone="cifar_resnet20",
+                input_shape=(3, 32, 32),
+                classes=10,
+                images=images,
+                training=TrainConfig(batch_size=8),
+                expand=ExpandConfig(depths=(9,)),
+            ),
+            KNOWN,
+        )
+        return row["search_at_most_seconds"] / row["epoch_seconds"]
+
+    assert epochs(2000) == pytest.approx(30 + 10 + 10, rel=1e-2)
+    assert epochs(1000) == pytest.approx(60 + 20 + 10, rel=1e-2)

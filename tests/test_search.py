@@ -76,20 +76,6 @@ def test_the_deepest_network_needs_no_look_at_how_near_it_is():
     assert next_step([grown], range(1, 10), believed) == Step(phase="expand", depth=9)
 
 
-def test_where_growing_taught_nothing_networks_are_trained_to_their_end_in_turn():
-    idle = dataclasses.replace(ended("expand", 1, (210,)), trivial_score=0.2)  # of a thousand, 0.186 to 0.236
-    learnt = dataclasses.replace(ended("settle", 1, (600,)), trivial_score=0.2)
-    second = Step(phase="settle", depth=2, lowest=2)
-    assert next_step([idle, learnt], range(1, 9), TARGET) == second
-    missed = ended("settle", 2, (0, 700))
-    assert next_step([idle, learnt, missed], range(1, 9), TARGET) == Step(phase="settle", depth=4, lowest=3)
-    # A look says something where growing has taught a little, or where training to the end has taught no more.
-    begun = dataclasses.replace(idle, scores=(0.24,), valid_score=0.24)
-    stuck = dataclasses.replace(learnt, scores=(0.21,), valid_score=0.21)
-    for told in ([begun, learnt], [idle, stuck], [begun, learnt, missed]):
-        assert next_step(told, range(1, 9), TARGET).phase == "expand"
-
-
 def test_growing_doubles_the_planned_depths_until_all_are_hardly_more():
     def path(depths):
         found = [depths[0]]

@@ -1,6 +1,7 @@
 """The benchmarks' own rules: what an oracle says, how a search is held against it, and which cells are kept."""
 
 import argparse
+import dataclasses
 import json
 import math
 
@@ -131,6 +132,7 @@ def test_an_oracle_that_is_not_complete_judges_nothing():
     oracles, rows = judge([*scratch()[:-1], found(0.8525, 5)], PLAN)
     assert (oracles, rows) == ({}, [])
     assert growth_target(oracles, PLAN) is None
+    assert growth_target(oracles, dataclasses.replace(PLAN, growth=())) is None
 
 
 def test_growth_is_fitted_over_searches_that_reached_the_target():

@@ -41,9 +41,9 @@ def near(records: Sequence[EpochRecord], depths: Sequence[int], config: ExpandCo
 
 
 def _gain(records: Sequence[EpochRecord], grown: Sequence[EpochRecord], depths: Sequence[int]) -> float | None:
-    """Divide the odds of an error after growing by those at the end of training; None where either taught nothing."""
+    """Divide the odds of an error after growing by those at the end of training; None where that taught nothing."""
     ended = [record for record in records if (record.phase, record.depth) == ("settle", grown[-1].depth)]
-    if not ended or not has_begun(grown) or not has_begun(ended):
+    if not ended or not has_begun(ended):
         return None
     # That none of so many samples is wrong does not say that none ever would be: half an error is assumed.
     before, after = (
@@ -90,25 +90,18 @@ def refined_next(
     return left[(len(left) - 1) // 2] if left else None
 
 
-def skips_look(records: Sequence[EpochRecord], depths: Sequence[int], config: ExpandConfig) -> bool:
-    """Tell whether the next network is trained to its end without a look at how near it is.
+def deeper_will_do(settled: Sequence[EpochRecord], depths: Sequence[int], config: ExpandConfig) -> bool:
+    """Tell whether the next network needs no look at how near it is.
 
     Args:
-        records: of the expansion, oldest first; those of the newest network that was trained to its end, in vain,
-            among them.
+        settled: the epochs of the network that was trained to its end last, in vain.
         depths: the plan, ascending.
         config: a target that is known.
 
     Returns:
-        True when the best depth of that network makes at most 1.1 times as many errors per correct answer as the target
-        allows, or when some network did learn that had learnt nothing by the end of growing: on so few data a look
-        tells nothing.
+        True when the best of its depths makes at most 1.1 times as many errors per correct answer as the target allows.
     """
-    ended = _networks(records, "settle")
-    errors = _errors_by_depth(ended[-1], depths, config)
-    learnt = {stage[-1].depth for stage in ended if has_begun(stage)}
-    blind = any(stage[-1].depth in learnt and not has_begun(stage) for stage in _networks(records))
-    return blind or min(errors.values()) <= _NEXT
+    return min(_errors_by_depth(settled, depths, config).values()) <= _NEXT
 
 
 def _errors_by_depth(settled: Sequence[EpochRecord], depths: Sequence[int], config: ExpandConfig) -> dict[int, float]:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from odn.config import ExpandConfig
 from odn.errors import UsageError
-from odn.growth import gains_are_over, near, refined_next, skips_look
+from odn.growth import deeper_will_do, gains_are_over, near, refined_next
 from odn.outcome import ended_stages, expand_result, holding_depths
 from odn.records import ENDING_PHASES, EpochRecord, Phase
 
@@ -113,7 +113,7 @@ def next_step(
             return Step(phase="refine", depth=refined, lowest=refined)
         if found.reached or deeper is None:
             return None
-        return _settle(deeper, records, depths) if skips_look(records, depths, config) else grow
+        return _settle(deeper, records, depths) if deeper_will_do(stages[0], depths, config) else grow
     if not config.settle_epochs:
         known = bool(config.target_accuracy)
         over = holding_depths(records, depths, config) if known else gains_are_over(records, depths, config)
