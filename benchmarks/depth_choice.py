@@ -462,6 +462,8 @@ def publish(cells: Cells, plan: Plan) -> None:
     curves = [
         {"data": pair[0], "backbone": pair[1], **point} for pair, oracle in oracles.items() for point in _points(oracle)
     ]
+    missing = [f"{data} with `{backbone}`" for (data, backbone), _ in plan.pairs if (data, backbone) not in oracles]
+    unknown = f" Planned and without an oracle yet: {', '.join(missing)}." if missing else ""
     text = (
         f"{f'Subsets of {plan.train_limit:,}' if plan.train_limit else 'All'} training images, the same ones and the "
         "same split for every seed; seeds differ in initial weights, order and augmentation. `full` is a one-cycle "
@@ -479,7 +481,8 @@ def publish(cells: Cells, plan: Plan) -> None:
         "`cifar_resnet20` on CIFAR-10 does, on which none was chosen. Rows of kind auto have no target, and the "
         "shallowest depth within 0.002 of the oracle's best is right; seeds that are missing were not searched for. A "
         "target whose searches are not here, `cells` being less than `cells_planned`, has not been searched for "
-        "yet: the figures say nothing of it.\n\n"
+        "yet: the figures say nothing of it. Rows of earlier commits are kept where the search of today takes the same "
+        f"steps; a comment on `SAME_SEARCH` says why.{unknown}\n\n"
         "The oracle: means over seeds; `error` is the standard error of the difference to the depth before, `target` "
         "what is asked of the search for which this depth is right.\n\n" + table(curves, CURVES)
     )
