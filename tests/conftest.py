@@ -102,6 +102,16 @@ def npz(tmp_path) -> Path:
     return path
 
 
+@pytest.fixture
+def hopeless(tmp_path) -> Path:
+    """An archive like ``npz`` whose labels say nothing of the images: targets well above a third are missed."""
+    x, y = stripes(240)
+    path = tmp_path / "hopeless.npz"
+    shuffled = np.random.default_rng(0).permutation(y)
+    np.savez(path, x_train=x, y_train=shuffled, x_test=x[:60], y_test=shuffled[:60])
+    return path
+
+
 @pytest.fixture(scope="session")
 def network():
     """A small network that tells stripes apart; not to be changed."""

@@ -103,6 +103,16 @@ def test_a_confidence_without_a_target_is_refused(refused, npz, tmp_path):
     words = "--confidence (expand.confidence of a recipe) is 0.95 with an automatic target, which is seen on the very"
     for flags in ((), ("--target", "auto"), ("--mode", "one-shot")):
         assert words in refused("run", npz, *flags, "--confidence", 0.95, "--run", tmp_path / "run", code=2)
+
+
+def test_a_confidence_that_the_validation_samples_cannot_give_is_refused(refused, npz, tmp_path):
+    flags = ("--backbone", "cifar_resnet20", "--target", 0.99, "--confidence", 0.95, "--run", tmp_path / "run")
+    words = (
+        "--confidence 0.95 asks for a lower bound of 0.99, and 48 validation samples give 0.9259 at most, without any"
+    )
+    for mode in ("expand", "one-shot"):
+        assert words in refused("run", npz, *flags, "--mode", mode, code=2)
+    assert not (tmp_path / "run").exists()
     assert not (tmp_path / "run").exists()
 
 
@@ -147,10 +157,10 @@ def test_the_steps_give_what_the_whole_line_gives(odn, npz, tmp_path, recipe):
     assert weights[0] == weights[1]
 
 
-def test_extracting_another_depth_makes_the_rest_out_of_date(odn, npz, tmp_path, recipe, refused):
+def test_extracting_another_depth_makes_the_rest_out_of_date(odn, hopeless, tmp_path, recipe, refused):
     run = tmp_path / "run"
-    config = ("--config", recipe, *FAST, "--run", run, "--target", 1.0, "--confidence", 0.99, "--depths", "1,2")
-    assert odn("run", npz, *config, "--epochs-per-depth", 2)[0] == 3
+    config = ("--config", recipe, *FAST, "--run", run, "--target", 0.9, "--depths", "1,2")
+    assert odn("run", hopeless, *config, "--epochs-per-depth", 2)[0] == 3
     assert odn("extract", run, "--depth", 2)[0] == 0
     assert not (run / "artifact").exists()
     assert not (run / "report.json").exists()
@@ -161,7 +171,7 @@ def test_extracting_another_depth_makes_the_rest_out_of_date(odn, npz, tmp_path,
     assert odn("report", run)[0] == 3
     assert json.loads((run / "report.json").read_text())["cost"]["finetune_epochs"] == 0
     shutil.rmtree(run / "artifact")
-    assert odn("run", npz, *config, "--epochs-per-depth", 2, "--resume")[0] == 3
+    assert odn("run", hopeless, *config, "--epochs-per-depth", 2, "--resume")[0] == 3
     report = json.loads((run / "report.json").read_text())
     assert (report["depth"], report["cost"]["finetune_epochs"]) == (2, 3)
 

@@ -111,9 +111,9 @@ def test_the_step_gives_what_the_line_gives_and_starts_again_after_another_finet
     assert '"compress"' not in (copied / "history.jsonl").read_text()
 
 
-def test_auto_that_misses_at_once_keeps_the_network_and_says_so(odn, common, tmp_path):
+def test_auto_that_misses_at_once_keeps_the_network_and_says_so(odn, common, hopeless, tmp_path):
     run = tmp_path / "run"
-    code, out, _ = odn(*common, "--compress", "auto", "--confidence", 0.999999, "--depths", 1, "--run", run)
+    code, out, _ = odn("run", hopeless, *common[2:], "--compress", "auto", "--depths", 1, "--run", run)
     assert code == 3
     report = json.loads((run / "report.json").read_text())
     assert [network["name"] for network in report["networks"]] == ["full", "extracted", "cifar_resnet20"]

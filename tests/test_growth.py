@@ -59,10 +59,11 @@ def test_near_knows_what_training_to_the_end_brought_before():
     idle = dataclasses.replace(grown((200,))[0], trivial_score=0.2)
     assert near([idle, band(1, 700), *grown((200, 841))], (1, 2), config)
     assert not near([idle, band(1, 700), *grown((200, 839))], (1, 2), config)
-    # Of a score below zero nothing is known but that growing says nothing.
+    # The odds of an R² below zero have no bound, and tell nothing.
     lost = dataclasses.replace(idle, scores=(-0.2,), valid_score=-0.2, metric="r2", trivial_score=0.0)
     learnt = dataclasses.replace(band(1, 500), metric="r2", trivial_score=0.0)
-    assert near([lost, learnt, *grown((200, 300))], (1, 2), config)
+    assert near([lost, learnt, *grown((200, 961))], (1, 2), config)
+    assert not near([lost, learnt, *grown((200, 960))], (1, 2), config)
 
 
 def test_a_network_that_holds_the_target_is_near_whatever_training_brought_before():
@@ -111,6 +112,10 @@ def test_a_network_that_explains_less_than_a_constant_is_not_near():
     assert not near([worse], (1,), ExpandConfig(target_accuracy=0.01, reach=1e5))
     assert not near([record], (1,), ExpandConfig(target_accuracy=0.01, reach=1e5))
     perfect = together((1000,))
+    # Of 1,000 answers none may be wrong: half an error is allowed, and 2 times as many are one of 1,000.
+    every = ExpandConfig(target_accuracy=1.0, reach=2.01)
+    assert near(together((999,)), (1,), every)
+    assert not near(together((998,)), (1,), every)
     assert near([*grown((1000,)), band(1, 1000), *perfect], (1,), ExpandConfig(target_accuracy=1.0))
 
 
@@ -127,9 +132,9 @@ def test_gains_are_over_when_two_networks_in_a_row_gained_less_than_a_standard_e
     assert not gains_are_over([*rising, band(8, 0, 0, 0, 905, stop=None)], DOUBLED, AUTO)
     assert gains_are_over([*flat, dataclasses.replace(band(3, 900), phase="refine")], DOUBLED, AUTO)
     # What is perfect has no error, and no gain either.
-    perfect = [dataclasses.replace(band(depth, *[1000] * depth), errors=(0.0,) * depth) for depth in (1, 2, 4)]
-    assert not gains_are_over(perfect[:2], DOUBLED, AUTO)
-    assert gains_are_over(perfect, DOUBLED, AUTO)
+    perfect = dataclasses.replace(band(2, 900, 1000), errors=(0.01, 0.0))  # nothing is left to gain
+    assert gains_are_over([band(1, 800), perfect], DOUBLED, AUTO)
+    assert not gains_are_over([band(1, 800), band(2, 900, 999)], DOUBLED, AUTO)
     assert not gains_are_over(grown((850,), (850, 850), (850, 850, 850, 850)), DOUBLED, AUTO)
 
 

@@ -363,7 +363,7 @@ def test_the_extracted_network_knows_what_came_trained(tmp_path):
 # runs --------------------------------------------------------------------------------------------------------------
 
 RUN = (
-    "--target", 1.0, "--confidence", 0.999, "--backbone", "cifar_resnet20", "--width", 0.25, "--depths", "1,2",
+    "--target", 0.9, "--backbone", "cifar_resnet20", "--width", 0.25, "--depths", "1,2",
     "--epochs-per-depth", 2, "--finetune-epochs", 1, "--precision", "fp32",
 )  # fmt: skip
 
@@ -385,8 +385,8 @@ def recipe(tmp_path):
     return path
 
 
-def test_a_run_starts_from_weights_and_goes_on_without_the_file(odn, npz, tmp_path, weights, recipe, monkeypatch):
-    arguments = ("run", npz, *RUN, "--weights", weights, "--config", recipe)
+def test_a_run_starts_from_weights_and_goes_on_without_the_file(odn, hopeless, tmp_path, weights, recipe, monkeypatch):
+    arguments = ("run", hopeless, *RUN, "--weights", weights, "--config", recipe)
     tuned = []
     monkeypatch.setattr("odn.run.finetune_epochs", lambda n, *a, **o: tuned.append(n) or finetune_epochs(n, *a, **o))
     code, _, err = odn(*arguments, "--run", tmp_path / "whole")
@@ -445,9 +445,9 @@ def interrupted_after(count: int):
 
 
 def test_a_file_that_changed_before_training_began_is_refused(
-    odn, refused, npz, tmp_path, weights, recipe, monkeypatch
+    odn, refused, hopeless, tmp_path, weights, recipe, monkeypatch
 ):
-    arguments = ("expand", npz, *RUN, "--weights", weights, "--config", recipe, "--run", tmp_path / "run")
+    arguments = ("expand", hopeless, *RUN, "--weights", weights, "--config", recipe, "--run", tmp_path / "run")
 
     def interrupted(*_arguments, **_options):
         raise KeyboardInterrupt

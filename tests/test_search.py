@@ -431,3 +431,15 @@ def test_a_plan_beyond_the_backbone_is_refused():
     with pytest.raises(UsageError, match="depth 12 is in the plan; allowed: 1 to 9 for this backbone"):
         plan_depths(ExpandConfig(depths=(1, 12)), 9)
     assert plan_depths(ExpandConfig(), 3) == [1, 2, 3]
+
+
+def test_of_weights_that_are_as_good_those_trained_to_their_end_are_kept():
+    history = [
+        ended("expand", 2, (800, 800)),
+        ended("settle", 2, (0, 850)),
+        ended("expand", 4, (800, 850, 800, 810)),
+        ended("settle", 4, (800, 810)),
+    ]
+    assert [kept_by_depth(history)[depth][1].phase for depth in (2, 4)] == ["settle", "settle"]
+    better = [*history[:2], ended("expand", 4, (800, 851, 800, 810))]
+    assert kept_by_depth(better)[2][1].phase == "expand"

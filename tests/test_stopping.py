@@ -11,6 +11,7 @@ from odn.errors import UsageError
 from odn.records import EpochRecord, StopReason
 from odn.stopping import (
     cap_of,
+    check_attainable,
     confirmed,
     confirmed_depths,
     meets_target,
@@ -189,3 +190,24 @@ def test_while_the_target_is_not_known_only_convergence_counts():
 def test_a_percentage_is_answered_with_the_fraction():
     with pytest.raises(UsageError, match=r"for 99\.3 % write 0\.993"):
         ExpandConfig(target_accuracy=99.3)
+
+
+def test_growing_waits_for_the_confirmation_of_any_depth():
+    config = dataclasses.replace(CONFIG, target_accuracy=0.95, confirmations=2, patience=3)
+    flat = together((900, 900), (900, 900), (900, 900))
+    for scores in ((955, 900), (900, 955)):
+        assert decide([*flat, *together((0, 0), (0, 0), (0, 0), scores)[-1:]], config, (1, 2)) is None
+    assert decide(together((900, 900), (900, 900), (900, 900), (900, 900)), config, (1, 2)) is StopReason.PLATEAU
+
+
+def test_a_confidence_that_the_samples_cannot_give_is_refused():
+    sure = ExpandConfig(target_accuracy=0.95, confidence=0.95)
+    with pytest.raises(UsageError) as refusal:
+        check_attainable("accuracy", 50, sure)
+    assert str(refusal.value) == (
+        "--confidence 0.95 asks for a lower bound of 0.95, and 50 validation samples give 0.9287 at most, without any "
+        "mistake; lower --target or --confidence, or give more data"
+    )
+    check_attainable("accuracy", 100, sure)
+    check_attainable("macro_f1", 50, sure)
+    check_attainable("accuracy", 50, dataclasses.replace(sure, confidence=0.0))

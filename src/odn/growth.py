@@ -37,20 +37,18 @@ def near(records: Sequence[EpochRecord], depths: Sequence[int], config: ExpandCo
     if not before and depth == depths[0] and _TELLING * depth <= depths[-1]:
         return True
     best = max(held_score(one, config) for one in _apart(now, depths))
-    return _odds(best) <= max(1.0, max(gains, default=config.reach)) * _odds(config.target_accuracy)
+    return _odds(best) <= max(1.0, max(gains, default=config.reach)) * _allowed(now, config)
 
 
 def _gain(records: Sequence[EpochRecord], grown: Sequence[EpochRecord], depths: Sequence[int]) -> float | None:
-    """Divide the odds of an error after growing by those at the end of training; None where that taught nothing."""
+    """Divide the odds of an error after growing by those at the end of training; None where that says nothing."""
     ended = [record for record in records if (record.phase, record.depth) == ("settle", grown[-1].depth)]
     if not ended or not has_begun(ended):
         return None
-    # That none of so many samples is wrong does not say that none ever would be: half an error is assumed.
-    before, after = (
-        _odds(min(best.valid_score, 1 - 0.5 / best.valid_count))
-        for best in (_best(grown, depths), _best(ended, depths))
-    )
-    return before / after
+    before, after = _best(grown, depths), _best(ended, depths)
+    if before.valid_score <= 0:  # such odds have no bound
+        return None
+    return _odds(_doubted(before.valid_score, before)) / _odds(_doubted(after.valid_score, after))
 
 
 def refined_next(
@@ -74,16 +72,16 @@ def refined_next(
 
     Returns:
         Where none holds, the best one if it makes at most 1.05 times as many errors per correct answer as the target
-        allows, 1.01 times unless it ``pays``, and none was refined yet. Where one held from the start, one that is
-        shallower and as close, or the guest: the middle of those that are left, so that the shallowest that holds is
-        found by bisection. Otherwise None.
+        allows, 1.01 times unless it ``pays``, and none was refined yet. Where one met it from the start, confirmed or
+        not, one that is shallower and as close, or the guest: the middle of those that are left, so that the shallowest
+        that holds is found by bisection. Otherwise None.
     """
     settled, *refined = stages
     errors = _errors_by_depth(settled, depths, config)
     if chosen is None:
         closest = min(errors, key=lambda depth: (errors[depth], depth))
         return closest if errors[closest] <= (_CLOSE if pays else _SURE) and not refined else None
-    if min(errors.values()) > 1:  # it was lifted itself: what is shallower has less to spare
+    if min(errors.values()) > 1:  # it met the target once refined alone: what is shallower has less to spare
         return None
     failed = max((stage[-1].depth for stage in refined if stage[-1].depth < chosen), default=0)
     left = [d for d, times in errors.items() if failed < d < chosen and (times <= _CLOSE or d == guest)]
@@ -107,8 +105,18 @@ def deeper_will_do(settled: Sequence[EpochRecord], depths: Sequence[int], config
 def _errors_by_depth(settled: Sequence[EpochRecord], depths: Sequence[int], config: ExpandConfig) -> dict[int, float]:
     """Say how many times as many errors per correct answer as the target allows each depth's best weights make."""
     scores = [scores_by_depth(record, depths) for record in settled]
-    allowed = _odds(config.target_accuracy)
+    allowed = _allowed(settled, config)
     return {depth: _odds(max(held_score(epoch[depth], config) for epoch in scores)) / allowed for depth in scores[0]}
+
+
+def _allowed(epochs: Sequence[EpochRecord], config: ExpandConfig) -> float:
+    """Errors per correct answer that the target allows."""
+    return _odds(_doubted(config.target_accuracy, epochs[-1]))
+
+
+def _doubted(score: float, record: EpochRecord) -> float:
+    """Assume half an error where there is none: that no sample is wrong does not say that none ever would be."""
+    return min(score, 1 - 0.5 / record.valid_count)
 
 
 def _apart(epochs: Sequence[EpochRecord], depths: Sequence[int]) -> list[EpochRecord]:
@@ -141,8 +149,8 @@ def gains_are_over(records: Sequence[EpochRecord], depths: Sequence[int], config
     """Tell whether networks have shown what the data give, for an automatic target.
 
     They have when the last two each gained one standard error at most over the best before them, which had learnt
-    something, or when nothing deeper is planned. Networks count once they were trained to their end; without
-    ``settle_epochs`` as they ended growing.
+    something, when nothing is left to gain, or when nothing deeper is planned. Networks count once they were trained to
+    their end; without ``settle_epochs`` as they ended growing.
 
     Args:
         records: of the expansion, oldest first.
@@ -162,7 +170,8 @@ def gains_are_over(records: Sequence[EpochRecord], depths: Sequence[int], config
         if best is not None:
             idle = idle + 1 if top.valid_score - best.valid_score <= best.valid_error and has_begun([best]) else 0
         best = top if best is None else max(best, top, key=_score)
-    return idle >= 2 or networks[-1][-1].depth == depths[-1]
+    perfect = best is not None and best.valid_score >= 1
+    return idle >= 2 or perfect or networks[-1][-1].depth == depths[-1]
 
 
 def settle_target(records: Sequence[EpochRecord], depths: Sequence[int], config: ExpandConfig) -> ExpandConfig:

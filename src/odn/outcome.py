@@ -117,11 +117,13 @@ def kept_by_depth(records: Sequence[EpochRecord]) -> dict[int, tuple[EpochRecord
             if one.phase not in ENDING_PHASES or name not in kept or one.valid_score >= kept[name].valid_score:
                 kept[name] = one
     best: dict[int, tuple[EpochRecord, EpochRecord]] = {}
+    ranks: dict[int, tuple[float, bool]] = {}
     for record in kept.values():
         for one in record.by_depth():
-            # Of equals the later one: it was trained for longer, or to its end.
-            if one.depth not in best or one.valid_score >= best[one.depth][0].valid_score:
-                best[one.depth] = one, record
+            # Of equals the one that was trained to its end, else the later one, which was trained for longer.
+            rank = (one.valid_score, record.phase in ENDING_PHASES)
+            if one.depth not in best or rank >= ranks[one.depth]:
+                best[one.depth], ranks[one.depth] = (one, record), rank
     return dict(sorted(best.items()))
 
 

@@ -20,7 +20,7 @@ import torch
 from odn.config import AugmentConfig, ExpandConfig, FinetuneConfig, TrainConfig, require
 from odn.data import DataSpec, TensorSplit, training_batches
 from odn.evaluation import evaluate
-from odn.measure import macs_by_depth, training_bytes
+from odn.measure import macs_by_depth, measure_cost, training_bytes
 from odn.network import Prefix, build_network
 from odn.optimizers import batch_size_for, settled
 from odn.processes import training_device
@@ -132,26 +132,27 @@ def plan(workload: Workload, hardware: Hardware, depth: int | None = None) -> di
     norms = any(isinstance(module, torch.nn.modules.batchnorm._BatchNorm) for module in network.modules())
     recalibration = workload.training.recalibration_images if norms else 0
 
-    def epoch_seconds(depth: int) -> float:
-        weights = sum(p.numel() * p.element_size() for p in network.prefix(depth).parameters())
+    def epoch_seconds(depth: int, lowest: int) -> float:
+        trained = network.trunk(depth, lowest)
+        weights = sum(p.numel() * p.element_size() for p in trained.parameters())
+        macs = measure_cost(trained, workload.input_shape, dtype).macs
         # A ring passes everything around once to sum it up and once to hand it out; parts are gathered once more.
         rounds = (3 if sharded else 2) * (hardware.processes - 1) / hardware.processes
         exchange = rounds * weights / (hardware.gigabytes_per_second * 1e9)
         looked_at = recalibration + (workload.valid_images or workload.images // 9)
-        look = looked_at / hardware.processes * speed.look_seconds(macs[depth - 1])
-        return steps * (speed.step_seconds(macs[depth - 1]) + exchange) + look
+        look = looked_at / hardware.processes * speed.look_seconds(macs)
+        return steps * (speed.step_seconds(macs) + exchange) + look
 
-    full_seconds = workload.epochs * epoch_seconds(network.max_depth)
-    search_seconds = sum(
-        epochs * epoch_seconds(depth) for depth, epochs in _longest_search(workload, network.max_depth, steps)
-    )
+    full_seconds = workload.epochs * epoch_seconds(network.max_depth, network.max_depth)
+    longest = _longest_search(workload, network.max_depth, steps)
+    search_seconds = sum(epochs * epoch_seconds(depth, lowest) for depth, lowest, epochs in longest if epochs)
     price = hardware.price_per_hour / 3600
     return {
         "processes": hardware.processes,
         "depth": depth,
         "batch_size": batch_size,
         "gmacs_per_second": round(3 * macs[depth - 1] * share / speed.step_seconds(macs[depth - 1]) / 1e9, 2),
-        "epoch_seconds": round(epoch_seconds(depth), 3),
+        "epoch_seconds": round(epoch_seconds(depth, depth), 3),
         "memory_bytes": training_bytes(
             prefix,
             workload.input_shape,
@@ -166,8 +167,8 @@ def plan(workload: Workload, hardware: Hardware, depth: int | None = None) -> di
     }
 
 
-def _longest_search(workload: Workload, max_depth: int, steps: int) -> Iterator[tuple[int, int]]:
-    """Yield depths and epochs of a search in which nothing but the full depth holds the target."""
+def _longest_search(workload: Workload, max_depth: int, steps: int) -> Iterator[tuple[int, int, int]]:
+    """Yield blocks, lowest head and epochs of a search in which nothing but the full depth holds the target."""
     config, depths = workload.expand, plan_depths(workload.expand, max_depth)
     grow, settle, refine = (cap_of(phase, config, steps, workload.images) for phase in ("expand", *ENDING_PHASES))
     refine = refine if settle else 0
@@ -175,16 +176,21 @@ def _longest_search(workload: Workload, max_depth: int, steps: int) -> Iterator[
     while True:
         # Every network was expected to do and fell short, so little that it was refined; the deepest needs no look.
         look = trunk < depths[-1] or not config.settle_epochs
-        yield trunk, settle + look * grow
+        yield trunk, 1, look * grow
+        yield trunk, depths[before], settle
         deeper = next_trunk(depths, trunk)
         if deeper is None:
             break
-        yield trunk, refine
+        yield trunk, trunk, refine
         trunk, before = deeper, depths.index(trunk) + 1
-    # The other depths of the deepest network nearly hold, and bisection refines them in vain; or it is alone, and falls
-    # short by little itself.
-    yield depths[-1], refine * max(1, (len(depths) - before - 1).bit_length())
-    yield depths[-1], FinetuneConfig().resolved(annealed=bool(config.settle_epochs)).epochs
+    # The deepest network meets the target without confirming it, and does once it is refined; its other depths nearly
+    # do, and bisection refines them in vain. Or it is alone, and falls short by little itself.
+    others = (len(depths) - before - 1).bit_length()
+    lifted = bool(others) and config.confirmations > 1
+    yield depths[-1], depths[-1], refine * max(1, lifted + others)
+    # Nothing may hold, and what growing left may be the best.
+    grown = not config.settle_epochs or len(depths) > 1
+    yield depths[-1], depths[-1], FinetuneConfig().resolved(annealed=not grown).epochs
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from itertools import groupby, takewhile
 from statistics import NormalDist
 
-from odn.config import ExpandConfig
+from odn.config import ExpandConfig, require
 from odn.records import ENDING_PHASES, EpochRecord, Phase, StopReason
 from odn.tasks import Metric
 
@@ -92,6 +92,25 @@ def held(metric: Metric, score: float, error: float, count: int, config: ExpandC
         The score, or with a confidence its lower bound.
     """
     return score_interval(metric, score, error, count, config.confidence)[0] if config.confidence else score
+
+
+def check_attainable(metric: Metric, count: int, config: ExpandConfig) -> None:
+    """Refuse a target that no network can hold with the confidence asked for.
+
+    Args:
+        metric: of the target.
+        count: validation samples.
+        config: target and confidence.
+
+    Raises:
+        UsageError: where the lower bound stays below the target although every sample is right.
+    """
+    most = held(metric, 1.0, 0.0, count, config)
+    require(
+        most >= config.target_accuracy,
+        f"--confidence {config.confidence} asks for a lower bound of {config.target_accuracy}, and {count} validation "
+        f"samples give {most:.4f} at most, without any mistake; lower --target or --confidence, or give more data",
+    )
 
 
 def _met(record: EpochRecord, config: ExpandConfig) -> bool:
@@ -242,7 +261,8 @@ def decide(records: Sequence[EpochRecord], config: ExpandConfig, depths: Sequenc
     if last.epoch >= last.cap:
         return StopReason.EPOCH_BUDGET
     # An evaluation that meets the target is waiting for its confirmation: growing now would waste it.
-    if len(stage) > config.patience and has_begun(stage) and not _met(last, config):
+    waiting = any(_met(one, config) for one in scores_by_depth(last, depths).values())
+    if len(stage) > config.patience and has_begun(stage) and not waiting:
         before = max(record.valid_score for record in stage[: -config.patience])
         recent = max(record.valid_score for record in stage[-config.patience :])
         if recent < before + config.min_improvement:

@@ -20,6 +20,7 @@ from odn.rundata import check_data, load_run_data
 from odn.rundir import check_directory, clear_after, create_directory, held, start_network
 from odn.search import next_step, plan_depths
 from odn.starting import first_depth
+from odn.stopping import check_attainable
 
 
 def train_run(
@@ -42,6 +43,7 @@ def train_run(
     find_backbone(config.backbone, config.width)
     data = load_run_data(config, path if resume else None)
     check_runtimes(config.export, texts=data.spec.texts)
+    check_attainable(data.spec.metric, len(data.valid), config.expand)
     network = start_network(config, data.spec, path, resume=resume)
     depths = plan_depths(config.expand, network.max_depth)
     if config.compress.asked:

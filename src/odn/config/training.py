@@ -98,8 +98,8 @@ class ExpandConfig:
             counts until one was, which says what that brings; the first planned depth is, if it is at most a quarter of
             the deepest.
         settle_epochs: the depths that a network near the target has more than the one before are trained to their end
-            over so many epochs, more on less than 2,000 samples; 0 takes them as they are once growing has reached the
-            target.
+            over so many epochs, more where one has less than 2,000 samples or 80 steps; 0 takes them as they are once
+            growing has reached the target.
         probe_images: of a pretrained network, fit the probes on so many training images at most; 0 does not probe.
         reach_probe: growing begins at the first depth whose probe has an error of at most so many times the target's,
             or the best probe's where that is larger.
