@@ -7,8 +7,8 @@ import math
 
 import pytest
 from benchmarks import depth_choice
-from benchmarks.common import Cells, parse, write_page
-from benchmarks.depth_choice import Plan, bare, growth_target, judge, search_code, summarise
+from benchmarks.common import ROOT, Cells, parse, write_page
+from benchmarks.depth_choice import Plan, bare, growth_target, judge, search_code, searches, summarise
 from benchmarks.yardstick import growth_exponent, judged, oracle_of
 
 PLAN = Plan(grid=(("fashion-mnist", "cifar_resnet20", (1, 2, 3, 5)),), seeds=(0, 1), growth=("cifar_resnet20", "other"))
@@ -126,6 +126,12 @@ def test_what_a_search_says_of_itself_does_not_make_it_another():
     assert bare(told).replace("pass", "").split() == bare(code).split()
     assert bare(told) == bare(told.replace("why", "because").replace("Double", "Keep"))
     assert bare(told) != bare(told.replace("GAIN = 1", "GAIN = 2"))
+
+
+@pytest.mark.parametrize("page", ["depth_choice", "depth_choice_larger"])
+def test_the_rows_of_the_page_are_of_the_search_as_it_is_or_one_that_takes_the_same_steps(page):
+    rows = json.loads((ROOT / "benchmarks" / "results" / f"{page}.json").read_text())["rows"]
+    assert {row["search"] for row in rows if "search" in row} <= set(searches())
 
 
 def test_an_oracle_that_is_not_complete_judges_nothing():
