@@ -81,7 +81,7 @@ def refined_next(
     if chosen is None:
         closest = min(errors, key=lambda depth: (errors[depth], depth))
         return closest if errors[closest] <= (_CLOSE if pays else _SURE) and not refined else None
-    if min(errors.values()) > 1:  # it met the target once refined alone: what is shallower has less to spare
+    if min(errors.values()) > 1:  # refining alone made one meet it: what is shallower has less to spare
         return None
     failed = max((stage[-1].depth for stage in refined if stage[-1].depth < chosen), default=0)
     left = [d for d, times in errors.items() if failed < d < chosen and (times <= _CLOSE or d == guest)]

@@ -117,14 +117,18 @@ def kept_by_depth(records: Sequence[EpochRecord]) -> dict[int, tuple[EpochRecord
             if one.phase not in ENDING_PHASES or name not in kept or one.valid_score >= kept[name].valid_score:
                 kept[name] = one
     best: dict[int, tuple[EpochRecord, EpochRecord]] = {}
-    ranks: dict[int, tuple[float, bool]] = {}
     for record in kept.values():
         for one in record.by_depth():
-            # Of equals the one that was trained to its end, else the later one, which was trained for longer.
-            rank = (one.valid_score, record.phase in ENDING_PHASES)
-            if one.depth not in best or rank >= ranks[one.depth]:
-                best[one.depth], ranks[one.depth] = (one, record), rank
+            # Of equals the later one, which was trained for longer.
+            if one.depth not in best or _rank((one, record)) >= _rank(best[one.depth]):
+                best[one.depth] = one, record
     return dict(sorted(best.items()))
+
+
+def _rank(found: tuple[EpochRecord, EpochRecord]) -> tuple[float, bool]:
+    """Put weights that were trained to their end above others of the same score."""
+    own, kept = found
+    return own.valid_score, kept.phase in ENDING_PHASES
 
 
 def best_by_depth(records: Sequence[EpochRecord]) -> list[EpochRecord]:

@@ -135,13 +135,13 @@ def plan(workload: Workload, hardware: Hardware, depth: int | None = None) -> di
     def epoch_seconds(depth: int, lowest: int) -> float:
         trained = network.trunk(depth, lowest)
         weights = sum(p.numel() * p.element_size() for p in trained.parameters())
-        macs = measure_cost(trained, workload.input_shape, dtype).macs
+        passed = measure_cost(trained, workload.input_shape, dtype).macs
         # A ring passes everything around once to sum it up and once to hand it out; parts are gathered once more.
         rounds = (3 if sharded else 2) * (hardware.processes - 1) / hardware.processes
         exchange = rounds * weights / (hardware.gigabytes_per_second * 1e9)
         looked_at = recalibration + (workload.valid_images or workload.images // 9)
-        look = looked_at / hardware.processes * speed.look_seconds(macs)
-        return steps * (speed.step_seconds(macs) + exchange) + look
+        look = looked_at / hardware.processes * speed.look_seconds(passed)
+        return steps * (speed.step_seconds(passed) + exchange) + look
 
     full_seconds = workload.epochs * epoch_seconds(network.max_depth, network.max_depth)
     longest = _longest_search(workload, network.max_depth, steps)
