@@ -95,17 +95,6 @@ def test_with_a_confidence_it_is_the_lower_bound_that_is_near():
     assert near(together((973,)), (1,), config)  # of 1,000 the bound is 0.961
 
 
-def test_the_first_planned_depth_is_near_whatever_it_makes_where_it_costs_little():
-    hopeless = ExpandConfig(target_accuracy=0.999999, reach=1.0)
-    assert near(grown((100,)), (1, 2, 3, 4), hopeless)
-    assert not near(grown((100,)), (1, 2, 3), hopeless)
-    assert near(grown((0, 100)), (2, 8), hopeless)
-    assert not near(grown((0, 100)), (2, 7), hopeless)
-    # Where growing begins deeper, it is not the first.
-    assert not near(grown((0, 100)), (1, 2, 8), hopeless)
-    assert not near([*grown((100,)), *grown((100, 100))], (1, 2, 8), hopeless)
-
-
 def test_a_network_that_explains_less_than_a_constant_is_not_near():
     (record,) = together((0,))
     worse = dataclasses.replace(record, scores=(-0.5,), metric="r2")

@@ -29,14 +29,27 @@ def ended(phase: str, depth: int, scores: tuple[int, ...], stop: StopReason | No
     )
 
 
-def test_the_first_of_many_depths_is_trained_to_its_end_to_say_what_that_brings():
-    look, hopeless = ended("expand", 1, (200,)), dataclasses.replace(TARGET, reach=1.0)
-    assert next_step([look], range(1, 9), hopeless) == Step(phase="settle", depth=1, lowest=1)
-    assert next_step([look], range(1, 4), hopeless) == Step(phase="expand", depth=2)
-    told = [look, ended("settle", 1, (600,))]  # 6 times the odds of an error
-    assert next_step(told, range(1, 9), hopeless) == Step(phase="expand", depth=2)
-    assert next_step([*told, ended("expand", 2, (0, 761))], range(1, 9), hopeless).phase == "settle"
-    assert next_step([*told, ended("expand", 2, (0, 759))], range(1, 9), hopeless).phase == "expand"
+def test_the_first_of_many_depths_is_trained_to_its_end_and_grown_where_a_deeper_one_has_to_be():
+    depths, hopeless = range(1, 9), dataclasses.replace(TARGET, reach=1.0)
+    settle, grow = Step(phase="settle", depth=1, lowest=1), Step(phase="expand", depth=1)
+    assert next_step([], depths, hopeless) == settle
+    assert next_step([], range(1, 4), hopeless) == grow  # more than a quarter
+    assert next_step([], (2, 8), hopeless) == Step(phase="settle", depth=2, lowest=2)
+    assert next_step([], (2, 7), hopeless) == Step(phase="expand", depth=2)
+    assert next_step([], (1, 2, 8), hopeless, first=2) == Step(phase="expand", depth=2)  # is not the first
+    assert next_step([ended("settle", 1, (950,), REACHED)], depths, TARGET) is None
+    missed = [ended("settle", 1, (600,))]
+    assert next_step(missed, depths, hopeless) == grow
+    assert next_step(missed, (1, 8), hopeless) == Step(phase="settle", depth=8, lowest=8)  # no look is needed
+    told = [*missed, ended("expand", 1, (200,))]  # 6 times the odds of an error
+    assert next_step(told, depths, hopeless) == Step(phase="expand", depth=2)
+    assert next_step([*told, ended("expand", 2, (0, 761))], depths, hopeless).phase == "settle"
+    assert next_step([*told, ended("expand", 2, (0, 759))], depths, hopeless).phase == "expand"
+    # Two were trained to their end before a look is needed.
+    close = [ended("settle", 1, (946,)), ended("settle", 2, (0, 930))]
+    assert next_step(close[:1], depths, hopeless) == Step(phase="settle", depth=2, lowest=2)
+    assert next_step(close, depths, hopeless) == grow
+    assert next_step([*close, ended("expand", 1, (900,))], depths, hopeless) == Step(phase="expand", depth=4)
 
 
 def test_a_phase_goes_on_until_it_is_stopped():
@@ -345,6 +358,22 @@ def test_a_missed_target_gives_the_best_depth_and_the_shallowest_of_equals():
     assert expand_result(history, (1, 3), TARGET).depth == 3
 
 
+@pytest.mark.parametrize("settle", [30, 0])
+def test_a_depth_holds_the_target_with_the_weights_that_are_kept_of_it(settle):
+    # With a confidence the lower bound has to reach the target, and the best score may have the wider interval.
+    sure = ExpandConfig(target_accuracy=0.9, confidence=0.95, confirmations=1, settle_epochs=settle)
+    one = dataclasses.replace(ended("settle" if settle else "expand", 3, (0, 0, 920), None), metric="macro_f1")
+    narrow, wide = (dataclasses.replace(one, errors=(0.01, 0.01, error)) for error in (0.002, 0.02))
+    better = dataclasses.replace(wide, scores=(0.0, 0.0, 0.925), valid_score=0.925, stop=BUDGET)
+    held = [narrow, dataclasses.replace(narrow, stop=REACHED)]
+    assert expand_result(held, range(1, 9), sure).reached
+    assert next_step(held, range(1, 9), sure) is None
+    deeper = dataclasses.replace(narrow, depth=4, scores=(0.0, 0.92, 0.0), errors=(0.01, 0.002, 0.01), stop=BUDGET)
+    lost = [narrow, better] if settle else [better, deeper]
+    assert not expand_result(lost, range(1, 9), sure).reached
+    assert next_step(lost, range(1, 9), sure) is not None
+
+
 def test_of_every_depth_the_best_weights_that_were_kept_are_named():
     history = [
         ended("expand", 2, (990, 990), None),  # was not its last epoch
@@ -416,7 +445,6 @@ def test_a_depth_that_falls_short_by_next_to_nothing_goes_on_wherever_it_is():
     # 50 errors for 950 correct answers are allowed; 1.01 times as many are 50.47 for 949.53.
     for networks in ((1,), (1, 2), (1, 2, 4), (2, 4, 8)):
         *_, last = history = [ended("settle", depth, (900,) * (depth - depth // 2)) for depth in networks]
-        deeper = next_step(history, range(1, 65), TARGET)
         short = [dataclasses.replace(last, scores=(*last.scores[1:], score)) for score in (0.9495, 0.9496)]
         assert next_step([*history[:-1], short[0]], range(1, 65), TARGET).phase != "refine"
         lifted = [*history[:-1], short[1]]
@@ -424,7 +452,7 @@ def test_a_depth_that_falls_short_by_next_to_nothing_goes_on_wherever_it_is():
         held = ended("refine", last.depth, (950,), REACHED)
         assert next_step([*lifted, held], range(1, 65), TARGET) is None
         missed = next_step([*lifted, ended("refine", last.depth, (949,))], range(1, 65), TARGET)
-        assert (missed.phase, missed.depth, missed.lowest) == ("settle", deeper.depth, last.depth + 1)
+        assert (missed.phase, missed.depth, missed.lowest) == ("settle", 2 * last.depth, last.depth + 1)
 
 
 def test_a_plan_beyond_the_backbone_is_refused():

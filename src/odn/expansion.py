@@ -268,19 +268,19 @@ def _stage_for(
     if step.phase == "refine":
         checkpoints.take(kept_name(step.phase, step.depth), network.prefix(step.depth))
         return _stage(network, step, training, train)
-    if stage is None:
-        return _stage(network, step, training, train)
-    if step.phase == "settle" and anew:
+    grown = [record.depth for record in checkpoints.records if record.phase == "expand"]
+    if not grown or (step.phase == "settle" and anew):
         checkpoints.take(_FRESH, network)
         return _stage(network, step, training, train)
-    grown = [record.depth for record in checkpoints.records if record.phase == "expand"]
     previous = None
-    if checkpoints.records[-1].phase == "expand":
-        stage.settle()  # training goes on from the averaged weights
-        previous = stage if step.phase == "expand" else None
-    else:  # what was trained to its end since is left aside, with blocks that only that has trained
+    if any((record.phase, record.depth) == ("settle", grown[-1]) for record in checkpoints.records):
+        # What was trained to its end is left aside, with blocks that only that has trained.
         checkpoints.take(_FRESH, network)
         checkpoints.take(kept_name("expand", grown[-1]), network.trunk(grown[-1]))
+    else:
+        assert stage is not None
+        stage.settle()  # training goes on from the averaged weights
+        previous = stage if step.phase == "expand" else None
     probed = {probe.depth for probe in checkpoints.start.probes} if checkpoints.start else set()
     _copy_head(network, grown[-1], [depth for depth in range(grown[-1] + 1, step.depth + 1) if depth not in probed])
     return _stage(network, step, training, train, previous)

@@ -10,7 +10,6 @@ from odn.stopping import has_begun, held_score, scores_by_depth
 
 # Refining left 0.91 to 0.99 times the odds of an error, twice the blocks 0.80 to 0.95 times (docs/log.md).
 _SURE, _CLOSE, _NEXT = 1.01, 1.05, 1.1
-_TELLING = 4  # a network of a quarter of all blocks costs little
 
 
 def near(records: Sequence[EpochRecord], depths: Sequence[int], config: ExpandConfig) -> bool:
@@ -28,14 +27,10 @@ def near(records: Sequence[EpochRecord], depths: Sequence[int], config: ExpandCo
         True when its best depth makes at most as many times the errors per correct answer that the target allows as
         training to the end has taken from the networks before it, from the one that gained most: a network whose
         training went badly rules out no other, nor one that holds the target already. ``config.reach`` times where none
-        was trained. The first planned depth is near whatever it makes, unless it is more than a quarter of the deepest:
-        it costs least, and what it gains tells of these data what no constant could.
+        was trained.
     """
     *before, now = _networks(records)
     gains = [gain for network in before if (gain := _gain(records, network, depths)) is not None]
-    depth = now[-1].depth
-    if not before and depth == depths[0] and _TELLING * depth <= depths[-1]:
-        return True
     best = max(held_score(one, config) for one in _apart(now, depths))
     return _odds(best) <= max(1.0, max(gains, default=config.reach)) * _allowed(now, config)
 

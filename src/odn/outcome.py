@@ -11,7 +11,7 @@ from odn.config import ExpandConfig, FinetuneConfig
 from odn.growth import settle_target
 from odn.records import ENDING_PHASES, EpochRecord, Phase
 from odn.starting import Start
-from odn.stopping import confirmed_depths, met_depths, newest_stage
+from odn.stopping import confirmed_depths, held_score, met_depths, newest_stage
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,11 +45,15 @@ def holding_depths(records: Sequence[EpochRecord], depths: Sequence[int], config
         config: a target that is known; without ``settle_epochs`` the newest network's own heads are believed.
 
     Returns:
-        Depths, each confirmed.
+        Depths, each confirmed, and whose kept weights hold it: those of the best score may have the wider interval.
     """
-    if not config.settle_epochs:
-        return set(met_depths(records, depths, config))
-    return {depth for stage in ended_stages(records) for depth in confirmed_depths(stage, depths, config)}
+    if config.settle_epochs:
+        ended = ended_stages(records)
+        confirmed = {depth for stage in ended for depth in confirmed_depths(stage, depths, config)}
+    else:
+        confirmed = set(met_depths(records, depths, config))
+    kept = (record for record in best_by_depth(records) if record.depth in confirmed)
+    return {record.depth for record in kept if held_score(record, config) >= config.target_accuracy}
 
 
 def ended_stages(records: Sequence[EpochRecord]) -> list[list[EpochRecord]]:

@@ -4,8 +4,9 @@ Networks double until one is near the target. The depths that it has more than t
 together to their end, from fresh weights, each with a head, and the shallowest one that holds the target is kept. Two
 depths would harm each other: there the deeper one is trained, and the other goes on from it. So does a depth that falls
 short by little where a deeper one holds the target or only the deepest network is left, and one that falls short by
-next to nothing wherever it is. Without a target networks are trained to their end in turn until they gain no more. No
-torch here.
+next to nothing wherever it is. The first network costs least: it is trained to its end at once, and grown as well only
+where a deeper one has to be, which then goes on from there. Without a target networks are trained to their end in turn
+until they gain no more. No torch here.
 """
 
 from collections.abc import Sequence
@@ -16,6 +17,8 @@ from odn.errors import UsageError
 from odn.growth import deeper_will_do, gains_are_over, near, refined_next
 from odn.outcome import ended_stages, expand_result, holding_depths
 from odn.records import ENDING_PHASES, EpochRecord, Phase
+
+_TELLING = 4  # a network of a quarter of all blocks costs little
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,8 +98,7 @@ def next_step(
     last = records[-1]
     if last.stop is None:
         return Step(phase=last.phase, depth=last.depth, lowest=last.lowest)
-    network = next(record.depth for record in reversed(records) if record.phase != "refine")
-    deeper = next_trunk(depths, network)
+    deeper = next_trunk(depths, max(record.depth for record in records))
     if config.settle_epochs and not config.target_accuracy:
         return _next_for_the_best(records, depths, config, deeper)
     grow = _attach(deeper, records, depths, config) if deeper is not None else None
@@ -118,6 +120,8 @@ def next_step(
         known = bool(config.target_accuracy)
         over = holding_depths(records, depths, config) if known else gains_are_over(records, depths, config)
         return None if over else grow
+    if any((record.phase, record.depth) == ("settle", last.depth) for record in records):
+        return grow  # the first network, which was trained to its end before
     return _settle(last.depth, records, depths) if grow is None or near(records, depths, config) else grow
 
 
@@ -137,9 +141,12 @@ def _next_for_the_best(
 
 def _attach(depth: int, records: Sequence[EpochRecord], depths: Sequence[int], config: ExpandConfig) -> Step:
     """Describe what a network begins with: a look at how near it is, if there is anything deeper and a target."""
-    if config.settle_epochs and (depth == depths[-1] or not config.target_accuracy):
+    tells = not records and depth == depths[0] and _TELLING * depth <= depths[-1]
+    if config.settle_epochs and (depth == depths[-1] or not config.target_accuracy or tells):
         return _settle(depth, records, depths)
-    return Step(phase="expand", depth=depth)
+    # What training to its end brought the first network is only known once it has grown as well.
+    grown = not records or any(record.phase == "expand" for record in records)
+    return Step(phase="expand", depth=depth if grown else depths[0])
 
 
 def _settle(depth: int, records: Sequence[EpochRecord], depths: Sequence[int]) -> Step:

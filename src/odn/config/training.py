@@ -95,8 +95,8 @@ class ExpandConfig:
         min_improvement: gains in validation accuracy below this fraction do not count as improvement.
         reach: a network is near the target when its best depth makes at most so many times as many errors per correct
             answer as the target allows; of others the depths are not trained to their end, but for the deepest. It
-            counts until one was, which says what that brings; the first planned depth is, if it is at most a quarter of
-            the deepest.
+            counts until one was, which says what that brings; the first planned depth is at once, if it is at most a
+            quarter of the deepest.
         settle_epochs: the depths that a network near the target has more than the one before are trained to their end
             over so many epochs, more where one has less than 2,000 samples or 80 steps; 0 takes them as they are once
             growing has reached the target.
