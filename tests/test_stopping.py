@@ -6,8 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binomtest
 
-from odn.config import ExpandConfig
+from odn.config import ExpandConfig, TrainConfig
 from odn.errors import UsageError
+from odn.optimizers import batch_size_for
 from odn.records import EpochRecord, StopReason
 from odn.stopping import (
     cap_of,
@@ -166,10 +167,10 @@ def test_targets_that_are_no_fractions_are_refused(target):
     ("steps", "images", "grow", "settle", "refine"),
     [
         (211, 54_000, 4, 30, 10),
-        (80, 10_000, 7, 30, 10),
+        (78, 10_000, 7, 30, 10),
         (125, 2000, 4, 30, 10),
         (62, 1000, 9, 60, 20),
-        (40, 10_000, 13, 60, 20),  # of large batches
+        (32, 10_000, 16, 60, 20),  # of large batches
         (5, 80, 20, 90, 30),
     ],
 )
@@ -178,6 +179,12 @@ def test_small_datasets_get_more_epochs(steps, images, grow, settle, refine):
     assert caps == [grow, settle, refine]
     assert cap_of("expand", ExpandConfig(epochs_per_depth=3), steps, images) == 3
     assert cap_of("settle", ExpandConfig(settle_epochs=0), steps, images) == 0
+
+
+@given(st.integers(2000, 2**20))
+def test_from_2000_samples_on_batches_of_the_size_that_is_chosen_are_not_settled_for_longer(images):
+    steps = images // batch_size_for(TrainConfig(), images)
+    assert cap_of("settle", ExpandConfig(), steps, images) == ExpandConfig().settle_epochs
 
 
 def test_while_the_target_is_not_known_only_convergence_counts():

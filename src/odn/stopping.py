@@ -206,12 +206,12 @@ def cap_of(phase: Phase, config: ExpandConfig, steps_per_epoch: int, images: int
 
     Returns:
         Number of epochs; of growing, where it has no cap of its own, 4, or as many as 500 steps take, at most 20. Those
-        of settling are raised likewise where an epoch has less than 80 steps or 2,000 samples, to three times as many
+        of settling are raised likewise where an epoch has less than 64 steps or 2,000 samples, to three times as many
         at most; looking back takes a third of them.
     """
     if phase == "expand":
         return config.epochs_per_depth or min(max(4, math.ceil(500 / steps_per_epoch)), 20)
-    settle = math.ceil(config.settle_epochs * min(max(1.0, 80 / steps_per_epoch, 2000 / images), 3.0))
+    settle = math.ceil(config.settle_epochs * min(max(1.0, 64 / steps_per_epoch, 2000 / images), 3.0))
     return settle if phase == "settle" else max(math.ceil(settle / 3), config.confirmations)
 
 

@@ -98,7 +98,7 @@ class ExpandConfig:
             counts until one was, which says what that brings; the first planned depth is at once, if it is at most a
             quarter of the deepest.
         settle_epochs: the depths that a network near the target has more than the one before are trained to their end
-            over so many epochs, more where one has less than 2,000 samples or 80 steps; 0 takes them as they are once
+            over so many epochs, more where one has less than 2,000 samples or 64 steps; 0 takes them as they are once
             growing has reached the target.
         probe_images: of a pretrained network, fit the probes on so many training images at most; 0 does not probe.
         reach_probe: growing begins at the first depth whose probe has an error of at most so many times the target's,
