@@ -357,6 +357,43 @@ def test_a_resumed_expansion_ends_as_an_uninterrupted_one(tmp_path, stop_after, 
     check_resuming(config, training, stop_after, tmp_path)
 
 
+@pytest.mark.parametrize("stop_after", [1, 5, 6, 7, 8, 9, 10])
+def test_an_expansion_resumed_while_its_first_network_is_settled_and_grown_ends_as_an_uninterrupted_one(
+    tmp_path, monkeypatch, stop_after
+):
+    monkeypatch.setattr("odn.search.near", lambda *_: False)
+    config = dataclasses.replace(BRIEF, target_accuracy=0.9999, confidence=0.999999, depths=(1, 2, 3, 4))
+    path = check_resuming(config, TRAINING, stop_after, tmp_path)
+    assert path[:4] == [("settle", 1), ("expand", 1), ("expand", 2), ("settle", 4)]
+
+
+@pytest.mark.parametrize("interrupted", [Step(phase="expand", depth=1), Step(phase="settle", depth=1)])
+def test_what_an_earlier_version_grew_first_is_resumed(tmp_path, monkeypatch, interrupted):
+    config = dataclasses.replace(BRIEF, target_accuracy=0.9999, reach=1.0)
+
+    def scripted(records, *_):
+        return Step(phase="settle" if records and records[-1].stop else "expand", depth=1)
+
+    def watched(stage, *arguments, **options):
+        if options["phase"] == interrupted.phase:
+            raise KeyboardInterrupt
+        return train_epochs(stage, *arguments, **options)
+
+    with monkeypatch.context() as earlier:
+        earlier.setattr("odn.expansion.next_step", scripted)
+        earlier.setattr("odn.durable.train_epochs", watched)
+        begun = Checkpoints("expand", tmp_path)
+        with pytest.raises(KeyboardInterrupt):
+            finish(
+                expand_epochs(network(), DATA.train, DATA.valid, config=config, training=TRAINING, checkpoints=begun)
+            )
+    kept = Checkpoints("expand", tmp_path, resume=True)
+    rest = expand_epochs(network(), DATA.train, DATA.valid, config=config, training=TRAINING, checkpoints=kept)
+    steps = [(record.phase, record.depth) for record in finish(rest).records if record.stop is not None]
+    order = ("expand", "settle") if interrupted.phase == "settle" else ("settle", "expand")
+    assert steps[:2] == [(phase, 1) for phase in order]
+
+
 def test_the_fewer_samples_the_longer_a_depth_is_trained_to_its_end():
     training = dataclasses.replace(TRAINING, batch_size=2)  # 96 steps an epoch, which would be enough
     config = dataclasses.replace(BRIEF, depths=(1,))

@@ -237,7 +237,7 @@ def _step_at(
     step = next_step(records, depths, config, first)
     if step is not None and (step.phase, step.depth) == (position.phase, position.depth):
         return step
-    return Step(phase=position.phase, depth=position.depth, lowest=records[-1].lowest)
+    return Step(phase=position.phase, depth=position.depth, lowest=records[-1].lowest if records else 1)
 
 
 def _stage(

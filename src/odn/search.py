@@ -4,9 +4,9 @@ Networks double until one is near the target. The depths that it has more than t
 together to their end, from fresh weights, each with a head, and the shallowest one that holds the target is kept. Two
 depths would harm each other: there the deeper one is trained, and the other goes on from it. So does a depth that falls
 short by little where a deeper one holds the target or only the deepest network is left, and one that falls short by
-next to nothing wherever it is. The first network costs least: it is trained to its end at once, and grown as well only
-where a deeper one has to be, which then goes on from there. Without a target networks are trained to their end in turn
-until they gain no more. No torch here.
+next to nothing wherever it is. The first network, unless it is more than a quarter of the deepest, costs least: it is
+trained to its end at once, and grown as well only where a deeper one has to be, which then goes on from there. Without
+a target networks are trained to their end in turn until they gain no more. No torch here.
 """
 
 from collections.abc import Sequence
@@ -106,7 +106,7 @@ def next_step(
         stages, found = ended_stages(records), expand_result(records, depths, config)
         # Before the deepest network others are cheap, and say more of which depth is right. Where two networks fell
         # short the curve is so flat that refining seldom helps, and one more in vain makes the search dear.
-        # The first depth is trained to say what training brings, not because it would do.
+        # The first depth is trained to say what training brings, too, and was not expected to do.
         in_vain = {record.depth for record in records if record.phase == "settle"} - {depths[0]}
         pays = deeper in (None, depths[-1]) and len(in_vain) <= 1
         chosen = found.depth if found.reached else None
@@ -122,7 +122,8 @@ def next_step(
         return None if over else grow
     if any((record.phase, record.depth) == ("settle", last.depth) for record in records):
         return grow  # the first network, which was trained to its end before
-    return _settle(last.depth, records, depths) if grow is None or near(records, depths, config) else grow
+    wanted = grow is None or _tells(last.depth, depths) or near(records, depths, config)
+    return _settle(last.depth, records, depths) if wanted else grow
 
 
 def _next_for_the_best(
@@ -140,13 +141,18 @@ def _next_for_the_best(
 
 
 def _attach(depth: int, records: Sequence[EpochRecord], depths: Sequence[int], config: ExpandConfig) -> Step:
-    """Describe what a network begins with: a look at how near it is, if there is anything deeper and a target."""
-    tells = not records and depth == depths[0] and _TELLING * depth <= depths[-1]
-    if config.settle_epochs and (depth == depths[-1] or not config.target_accuracy or tells):
+    """Describe what comes before a network can be trained to its end, or that where it needs no look."""
+    needs_look = depth < depths[-1] and config.target_accuracy and not (_tells(depth, depths) and not records)
+    if config.settle_epochs and not needs_look:
         return _settle(depth, records, depths)
     # What training to its end brought the first network is only known once it has grown as well.
     grown = not records or any(record.phase == "expand" for record in records)
     return Step(phase="expand", depth=depth if grown else depths[0])
+
+
+def _tells(depth: int, depths: Sequence[int]) -> bool:
+    """Say whether a network is worth training to its end for what that says of the others."""
+    return depth == depths[0] and _TELLING * depth <= depths[-1]
 
 
 def _settle(depth: int, records: Sequence[EpochRecord], depths: Sequence[int]) -> Step:
