@@ -103,6 +103,7 @@ def test_a_confidence_without_a_target_is_refused(refused, npz, tmp_path):
     words = "--confidence (expand.confidence of a recipe) is 0.95 with an automatic target, which is seen on the very"
     for flags in ((), ("--target", "auto"), ("--mode", "one-shot")):
         assert words in refused("run", npz, *flags, "--confidence", 0.95, "--run", tmp_path / "run", code=2)
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_confidence_that_the_validation_samples_cannot_give_is_refused(refused, npz, tmp_path):
@@ -112,7 +113,6 @@ def test_a_confidence_that_the_validation_samples_cannot_give_is_refused(refused
     )
     for mode in ("expand", "one-shot"):
         assert words in refused("run", npz, *flags, "--mode", mode, code=2)
-    assert not (tmp_path / "run").exists()
     assert not (tmp_path / "run").exists()
 
 

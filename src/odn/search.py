@@ -122,6 +122,7 @@ def next_step(
         return None if over else grow
     if any((record.phase, record.depth) == ("settle", last.depth) for record in records):
         return grow  # the first network, which was trained to its end before
+    # A run that an earlier version began may have grown the first network before.
     wanted = grow is None or _tells(last.depth, depths) or near(records, depths, config)
     return _settle(last.depth, records, depths) if wanted else grow
 
@@ -141,7 +142,7 @@ def _next_for_the_best(
 
 
 def _attach(depth: int, records: Sequence[EpochRecord], depths: Sequence[int], config: ExpandConfig) -> Step:
-    """Describe what comes before a network can be trained to its end, or that where it needs no look."""
+    """Describe what a network begins with: a look at how near it is, or training to its end where it needs none."""
     needs_look = depth < depths[-1] and config.target_accuracy and not (_tells(depth, depths) and not records)
     if config.settle_epochs and not needs_look:
         return _settle(depth, records, depths)
