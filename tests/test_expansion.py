@@ -418,6 +418,28 @@ def test_what_is_under_way_keeps_the_length_that_it_began_with(tmp_path, stop_af
     assert ends == [("expand", 1, 3), ("settle", 1, settle), ("settle", 2, 6)]
 
 
+def test_what_has_no_record_yet_and_is_further_than_it_would_go_today_is_judged_and_ends(tmp_path):
+    seldom = dataclasses.replace(TRAINING, evaluation_share=1e-3, checkpoint_minutes=1e-9)
+    config = dataclasses.replace(UNREACHABLE, depths=(1,), settle_epochs=4)  # 12, stretched; evaluated in the last two
+    checkpoints = Checkpoints("expand", tmp_path)
+    save = checkpoints.save
+
+    def interrupted(phase, progress, stage):
+        save(phase, progress, stage)
+        if progress.epoch == 9:
+            raise KeyboardInterrupt
+
+    checkpoints.save = interrupted
+    begun = expand_epochs(network(), DATA.train, DATA.valid, config=config, training=seldom, checkpoints=checkpoints)
+    with pytest.raises(KeyboardInterrupt):
+        finish(begun)
+    resumed = Checkpoints("expand", tmp_path, resume=True)
+    assert not resumed.records
+    now = dataclasses.replace(config, settle_epochs=2)  # 6, stretched
+    rest = expand_epochs(network(), DATA.train, DATA.valid, config=now, training=seldom, checkpoints=resumed)
+    assert next(rest).epoch == 9
+
+
 @pytest.mark.parametrize("stop_after", [1, 2, 5, 8, 9, 11, 15])
 @pytest.mark.parametrize(("target", "reach", "most"), [(0.9999, 1e6, 15), (0.9999, 1.0, 11), (0.0, 1e6, 15)])
 def test_an_expansion_resumed_while_depths_are_trained_to_their_end_ends_as_an_uninterrupted_one(
