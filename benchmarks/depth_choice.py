@@ -49,8 +49,8 @@ SEARCH_CODE = (
 )
 # Code, and other code of which rows are kept because its searches take the same steps. be1e865d and 396b566d differ
 # where they resume what earlier code began. c807a53d settles for longer where an epoch has 64 to 79 steps: 4,000
-# images have 125, and what was searched for with 10,000, which have 78, was measured anew. dfec0f86 grew the first network before
-# it was trained to its end, also where nothing was grown after it: such searches were measured anew, the others take
+# images have 125, and what was searched for with 10,000, which have 78, was measured anew. dfec0f86 grew the first
+# network before it was trained to its end, also where nothing was grown after it: such searches were measured anew, the others take
 # the same steps in another order; and it differs where a confidence is asked for and scores are no accuracies, which
 # no row has. 8761c985 is the same code as that, written otherwise. 840ffae2 differs where a target allows less than
 # half an error or a score makes none, where growing alone decides, and where weights that were grown and weights that
