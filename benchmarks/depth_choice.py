@@ -48,25 +48,24 @@ SEARCH_CODE = (
     "supervision.py",
 )
 # Code, and other code of which rows are kept because its searches take the same steps. be1e865d and 396b566d differ
-# where they resume what earlier code began. c807a53d settles for longer where an epoch has 64 to 79 steps: 4,000
-# images have 125, and what was searched for with 10,000, which have 78, was measured anew. dfec0f86 grew the first
-# network before it was trained to its end, also where nothing was grown after it: such searches were measured anew, the others take
-# the same steps in another order; and it differs where a confidence is asked for and scores are no accuracies, which
-# no row has. 8761c985 is the same code as that, written otherwise. 840ffae2 differs where a target allows less than
-# half an error or a score makes none, where growing alone decides, and where weights that were grown and weights that
-# were trained to their end score the same and none holds: no row. edd7301f settles less than 2,000 images for fewer
-# epochs, and does not count what settling brings to a network that growing had taught nothing: rows are of 4,000
+# where they resume what earlier code began. c807a53d settles for longer where an epoch has 64 to 79 steps: 4,000 images
+# have 125, and what was searched for with 10,000, which have 78, was measured anew. dfec0f86 grew the first network
+# before it was trained to its end, also where nothing was grown after it: such searches were measured anew, the others
+# take the same steps in another order; and it differs where a confidence is asked for and scores are no accuracies,
+# which no row has. 8761c985 is the same code as that, written otherwise. 840ffae2 differs where a target allows less
+# than half an error or a score makes none, where growing alone decides, and where weights that were grown and weights
+# that were trained to their end score the same and none holds: no row. edd7301f settles less than 2,000 images for
+# fewer epochs, and does not count what settling brings to a network that growing had taught nothing: rows are of 4,000
 # images, and growing has taught their networks something. 2f66b476, which came and went, ended a search without a
 # target where two networks together gained a standard error at most; in no row did that differ from each by itself.
-# 4a231211 differs where a grown network is kept although its depth was refined, which is no row. 825c4487 differs
-# from it where a network scored less after training to its end than before, had learnt nothing yet or makes no
-# mistake, where targets are automatic and growing alone decides, where a depth was refined without becoming better,
-# and where growing goes on after a network that was trained to its end without a look: no row has one of these.
-# 825c4487 and 3d4c9602 differ where targets are to be reached for certain, which none is here. 3d4c9602 refines what
-# falls short by a hundredth wherever it is; be195537 did so only before the deepest network, and not where two had
-# fallen short: searches that may have met that were measured anew. eccbe16d differs from be195537 without a target,
-# and where two networks were trained before a look that ended in passing on; the one search that met it was measured
-# anew.
+# 4a231211 differs where a grown network is kept although its depth was refined, which is no row. 825c4487 differs from
+# it where a network scored less after training to its end than before, had learnt nothing yet or makes no mistake,
+# where targets are automatic and growing alone decides, where a depth was refined without becoming better, and where
+# growing goes on after a network that was trained to its end without a look: no row has one of these. 825c4487 and
+# 3d4c9602 differ where targets are to be reached for certain, which none is here. 3d4c9602 refines what falls short by
+# a hundredth wherever it is; be195537 did so only before the deepest network, and not where two had fallen short:
+# searches that may have met that were measured anew. eccbe16d differs from be195537 without a target, and where two
+# networks were trained before a look that ended in passing on; the one search that met it was measured anew.
 SAME_SEARCH = {
     "7270e79f": (
         "be1e865d",
