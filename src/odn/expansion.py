@@ -151,7 +151,7 @@ def _step_epochs(
     for record in records:
         for one in record.by_depth() if record.phase in ENDING_PHASES else ():
             best[one.depth] = max(one.valid_score, best.get(one.depth, -math.inf))
-    # What another version began keeps its length; without a record yet it may be further than it would go today.
+    # What is under way, as of another version, keeps its length; without a record it may be past what is due today.
     today = max(cap_of(step.phase, config, stage.steps_per_epoch, len(train)), checkpoints.progress.epoch)
     cap = records[-1].cap if records and records[-1].stop is None else today
     for record in durable_epochs(
